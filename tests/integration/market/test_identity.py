@@ -1,0 +1,102 @@
+"""Identities: exact over any order, repeats and memory limits; changed by `adopt` alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from integration.market import identity
+from integration.market.identity import JUMP, KNOWN, NEW, UNSURE, Identities, KnownIdentities, SeenSequences
+from integration.market.ticks import UNNUMBERED, UNREADABLE
+
+Event = tuple[int, int, int, int, int]
+event = st.tuples(st.integers(1, 2), st.sampled_from([0, 3, UNNUMBERED]), st.integers(0, 1), st.integers(1, 40), st.integers(0, 9)).map(
+    lambda e: e if e[1] != UNNUMBERED else (e[0], UNNUMBERED, UNNUMBERED, e[3], e[4])
+)
+
+
+def columns(events: list[Event]) -> Identities:
+    array = np.array(events, np.int64).reshape(-1, 5)
+    return Identities(
+        array[:, 0].astype(np.int32), array[:, 1].astype(np.int32), array[:, 2].copy(), array[:, 3].copy(), array[:, 4].copy()
+    )
+
+
+def verdicts(known: KnownIdentities, events: list[Event], limit: int = 10**6) -> list[int]:
+    return [int(verdict) for verdict in known.judge(columns(events), dict.fromkeys((1, 2), limit))[0]]
+
+
+@given(st.lists(st.lists(event, max_size=12), max_size=8))
+def test_each_identity_is_new_exactly_once(batches: list[list[Event]]) -> None:
+    known, seen = KnownIdentities(), set()
+    for batch in batches:
+        expected = []
+        for item in batch:
+            expected.append(KNOWN if item[:4] in seen else NEW)
+            seen.add(item[:4])
+        assert verdicts(known, batch) == expected
+        known.adopt(columns(batch))
+        known = KnownIdentities.load(known.dump())
+
+
+def test_judging_changes_nothing() -> None:
+    known = KnownIdentities()
+    assert verdicts(known, [(1, 0, 0, 5, 0)]) == [NEW]
+    assert verdicts(known, [(1, 0, 0, 5, 0)]) == [NEW]
+
+
+def test_a_repeat_inside_a_batch_points_at_its_first() -> None:
+    judged, first = KnownIdentities().judge(columns([(1, 0, 0, 7, 0), (2, 0, 0, 7, 0), (1, 0, 0, 3, 0), (1, 0, 0, 7, 0)]), {})
+    assert judged.tolist() == [NEW, NEW, NEW, KNOWN]
+    assert first.tolist() == [0, 1, 2, 0]
+
+
+def test_a_session_that_starts_again_at_one_is_no_repeat() -> None:
+    known = KnownIdentities()
+    known.adopt(columns([(1, 0, 20260105, 1, 0)]))
+    assert verdicts(known, [(1, 0, 20260106, 1, 0), (1, 0, 20260105, 1, 0)]) == [NEW, KNOWN]
+
+
+def test_a_jump_beyond_the_limit_is_told_apart_and_a_first_sequence_may_be_anything() -> None:
+    known = KnownIdentities()
+    assert verdicts(known, [(1, 0, 0, 10**15, 0)], limit=100) == [NEW]
+    known.adopt(columns([(1, 0, 0, 50, 0)]))
+    assert verdicts(known, [(1, 0, 0, 150, 0), (1, 0, 0, 151, 0)], limit=100) == [NEW, JUMP]
+
+
+def test_sequences_that_left_memory_are_unsure_and_the_rest_stays_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "MAX_BLOCKS", 2)
+    seen = SeenSequences()
+    block = identity.BLOCK_BITS
+    for number in (0, 1, 2, 5):
+        seen.add(np.array([number * block + 9], np.int64))
+    asked = np.array([9, block + 9, 2 * block + 9, 2 * block + 8, 5 * block + 9, 5 * block + 10], np.int64)
+    assert seen.judge(asked, 10**6).tolist() == [UNSURE, UNSURE, KNOWN, NEW, KNOWN, NEW]
+    seen.add(np.array([7], np.int64))
+    assert len(seen.blocks) == 2
+    assert seen.judge(np.array([7], np.int64), 10).tolist() == [UNSURE]
+
+
+def test_hashes_that_left_memory_are_unsure_by_event_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "MAX_HASHES", 2)
+    known = KnownIdentities()
+    known.adopt(columns([(1, UNNUMBERED, UNNUMBERED, digest, ts) for digest, ts in ((11, 100), (12, 300), (13, 200), (14, 400))]))
+    unnumbered = (1, UNNUMBERED, UNNUMBERED)
+    assert verdicts(known, [(*unnumbered, 11, 100), (*unnumbered, 99, 301), (*unnumbered, 14, 400)]) == [UNSURE, NEW, KNOWN]
+
+
+def test_unreadable_bytes_are_known_or_unsure_never_new() -> None:
+    known = KnownIdentities()
+    assert verdicts(known, [(0, UNREADABLE, UNREADABLE, 5, 0)]) == [UNSURE]
+    known.adopt(columns([(0, UNREADABLE, UNREADABLE, 5, 0)]))
+    assert verdicts(known, [(0, UNREADABLE, UNREADABLE, 5, 0)]) == [KNOWN]
+
+
+def test_equal_states_have_equal_bytes_and_foreign_bytes_are_refused() -> None:
+    a, b = KnownIdentities(), KnownIdentities()
+    a.adopt(columns([(1, 0, 0, 5, 0), (2, 0, 0, 5, 0)]))
+    b.adopt(columns([(2, 0, 0, 5, 0)]))
+    b.adopt(columns([(1, 0, 0, 5, 0)]))
+    assert a.dump() == b.dump()
+    with pytest.raises(ValueError, match="snapshot"):
+        KnownIdentities.load(identity.zlib.compress(b"NOPE" + bytes(16)))
