@@ -1,0 +1,123 @@
+"""What must exist in a Pulsar broker: tenant, namespaces, topics, and who may do what. By the admin REST interface, repeatable.
+
+Used for the embedded broker, for an external one whose admin address is set, and for the namespaces of tests.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+from config.embedded.runtime import EmbeddedServerError
+
+CLUSTER = "a"
+TENANT = "market-data"
+ADMIN_ROLE, SERVICE_ROLE, FEED_ROLE = "admin", "mdi-service", "mdi-feed"
+NORMALIZED_TOPICS = ("equities", "fixed-income", "currencies", "commodities", "alternative")
+INTEGRATED_TOPICS = ("ticks", "bars", "corporate-actions", "quality")
+CANARY_TOPICS = ("ticks",)
+BOTH = ("consume", "produce")
+TIMEOUT_SECONDS = 15
+
+
+def mint_token(key: bytes, role: str) -> str:
+    """Return a JSON Web Token (RFC 7519, HS256) that names a role."""
+
+    def encode(part: bytes) -> str:
+        return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
+
+    signed = encode(b'{"alg":"HS256"}') + "." + encode(json.dumps({"sub": role}, separators=(",", ":")).encode())
+    return signed + "." + encode(hmac.new(key, signed.encode(), hashlib.sha256).digest())
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A namespace of our tenant: its topics (partition count, 0 for one without partitions) and the roles' permissions."""
+
+    name: str
+    topics: dict[str, int]
+    permissions: dict[str, tuple[str, ...]]
+    is_deduplicated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAdmin:
+    """The admin interface of a broker: address and an administrator's token."""
+
+    url: str
+    token: str
+
+    def is_healthy(self, timeout: float = 3.0) -> bool:
+        """Return whether the broker can store and read a message; its process alone tells nothing."""
+        try:
+            return self.call("GET", "brokers/health", timeout=timeout)[1] == b"ok"
+        except EmbeddedServerError:
+            return False
+
+    def call(self, method: str, path: str, body: object = None, *, timeout: float = TIMEOUT_SECONDS) -> tuple[int, bytes]:
+        """Send one request to /admin/v2/PATH and return status and body; "exists already" (409) and "not there" (404) are answers.
+
+        Raises EmbeddedServerError naming the address when the broker refuses or does not answer.
+        """
+        request = urllib.request.Request(f"{self.url}/admin/v2/{path}", method=method)  # noqa: S310 - our own setting
+        request.add_header("Authorization", f"Bearer {self.token}")
+        request.add_header("Content-Type", "application/json")
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(request, data, timeout=timeout) as answer:  # noqa: S310
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            if error.code in (404, 409):
+                return error.code, error.read()
+            raise EmbeddedServerError(f"broker at {self.url} refuses {method} {path}: {error.code} {error.reason}") from error
+        except OSError as error:
+            raise EmbeddedServerError(f"broker at {self.url} does not answer: {getattr(error, 'reason', error)}") from error
+
+
+def service_namespaces(partitions: int) -> list[Namespace]:
+    """Return the namespaces of an installation."""
+    return [
+        Namespace("normalized", dict.fromkeys(NORMALIZED_TOPICS, partitions), {SERVICE_ROLE: BOTH, FEED_ROLE: ("produce",)}),
+        Namespace("integrated", dict.fromkeys(INTEGRATED_TOPICS, 0), {SERVICE_ROLE: BOTH}, is_deduplicated=True),
+        Namespace("canary", dict.fromkeys(CANARY_TOPICS, 0), {SERVICE_ROLE: BOTH}),
+    ]
+
+
+def ensure_topology(admin: BrokerAdmin, partitions: int) -> None:
+    """Make the tenant and everything in it that is missing; what is there stays, partitions only grow."""
+    for namespace in service_namespaces(partitions):
+        ensure_namespace(admin, namespace)
+
+
+def ensure_namespace(admin: BrokerAdmin, namespace: Namespace) -> None:
+    """Make a namespace of our tenant with its permissions and topics."""
+    clusters = json.loads(admin.call("GET", "clusters")[1])
+    admin.call("PUT", f"tenants/{TENANT}", {"adminRoles": [], "allowedClusters": clusters})
+    path = f"{TENANT}/{namespace.name}"
+    admin.call("PUT", f"namespaces/{path}", {})
+    if namespace.is_deduplicated:
+        admin.call("POST", f"namespaces/{path}/deduplication", True)
+    for role, actions in namespace.permissions.items():
+        admin.call("POST", f"namespaces/{path}/permissions/{role}", list(actions))
+    for topic, partitions in namespace.topics.items():
+        ensure_topic(admin, f"persistent/{path}/{topic}", partitions)
+
+
+def ensure_topic(admin: BrokerAdmin, topic: str, partitions: int) -> None:
+    """Make a topic; one that has fewer partitions than asked gets more."""
+    if partitions == 0:
+        admin.call("PUT", topic)
+        return
+    status, _ = admin.call("PUT", f"{topic}/partitions", partitions)
+    if status == 409:  # noqa: PLR2004 - HTTP: exists
+        present = json.loads(admin.call("GET", f"{topic}/partitions")[1])["partitions"]
+        if present < partitions:
+            admin.call("POST", f"{topic}/partitions", partitions)
+
+
+def delete_namespace(admin: BrokerAdmin, name: str) -> None:
+    """Delete a namespace of our tenant with all messages in it."""
+    admin.call("DELETE", f"namespaces/{TENANT}/{name}?force=true")
