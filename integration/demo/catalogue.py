@@ -8,10 +8,10 @@ from typing import Final
 
 from integration.market.units import NANOS
 
-TOPIC_PREFIX: Final = "persistent://market-data/normalized/"
 ASSET_CLASSES: Final = ("equities", "fixed-income", "currencies", "commodities", "alternative")
 
 REPLAY: Final = "cme-replay"
+REPLAY_MIC: Final = "RPLY"
 SIMULATED: Final = "simulated"
 
 # The forms of docs/events.md. An instrument sent as DISTRIBUTED, which knows trades only, has its quotes as NORMALIZED.
@@ -65,24 +65,26 @@ class DemoInstrument:
         return f"ISIN:{self.isin}" if self.by_isin else self.ticker
 
     @property
-    def topic(self) -> str:
-        return TOPIC_PREFIX + self.asset_class
+    def source(self) -> str:
+        return REPLAY if self.mic == REPLAY_MIC else SIMULATED
 
     @property
     def channel(self) -> int:
-        """Number a channel per topic and form (11 … 54), so that order inside it is the order in which it was sent."""
+        """Number a channel per topic and form (11 … 54), so that a channel's order is that of one kind of message; 1 is the replay."""
+        if self.mic == REPLAY_MIC:
+            return 1
         return 10 * (1 + ASSET_CLASSES.index(self.asset_class)) + self.form
 
 
 VENUES: Final = (
-    Venue("RPLY", "Replay (always open)", "America/Chicago"),
+    Venue(REPLAY_MIC, "Replay (always open)", "America/Chicago"),
     Venue("SIMX", "Simulated exchange (always open)", "UTC"),
 )
 
 # An equity index future is sent on the commodities topic: what decides is how a contract lives, not what it is about. It has
 # an expiry and no issuer, pays no dividend and never splits, like the other futures there and unlike anything in equities.
 E_MINI: Final = DemoInstrument(
-    "ESU3", "RPLY", "E-mini S&P 500 September 2013 (replay)", "commodities", ARROW, tick=NANOS // 4
+    "ESU3", REPLAY_MIC, "E-mini S&P 500 September 2013 (replay)", "commodities", ARROW, tick=NANOS // 4
 )  # fmt: skip
 
 
@@ -171,7 +173,3 @@ SOURCES: Final = (
     DemoSource(SIMULATED, "Simulated between real daily prices", True, ASSET_CLASSES),
 )
 
-
-def source_of(instrument: DemoInstrument) -> str:
-    """Name the source that sends an instrument."""
-    return REPLAY if instrument is E_MINI else SIMULATED
