@@ -64,6 +64,8 @@ BROKER = {
     # Topics are made by topology.py; one that vanishes or appears by a typing error would lose data silently.
     "brokerDeleteInactiveTopicsEnabled": "false",
     "allowAutoTopicCreation": "false",
+    # Tests delete their namespaces with all that is in them; only the administrator's token can.
+    "forceDeleteNamespaceAllowed": "true",
     "brokerDeduplicationEnabled": "true",
     # A week: the default of 6 hours forgets a producer over a weekend.
     "brokerDeduplicationProducerInactivityTimeoutMinutes": "10080",
@@ -149,7 +151,7 @@ class Pulsar(Server):
 
     def provision(self) -> None:
         """Make tenant, namespaces, topics and permissions."""
-        topology.ensure_topology(self.admin, self.partitions)
+        topology.ensure_topology(self.admin, topology.service_namespaces(self.partitions))
 
 
 def token(folder: VarFolder, role: str) -> str:

@@ -21,6 +21,7 @@ from config.embedded.runtime import EmbeddedServerError, VarFolder, is_free
 
 POLL_SECONDS = 0.03
 PORT_PATIENCE_SECONDS = 3.0
+BUSY_SECONDS = 20.0
 
 Say = Callable[[str], None]
 
@@ -79,7 +80,7 @@ class Server(ABC):
         self._holders = holders
         try:
             with self.folder.lock(self.name):
-                if not (self.is_running() and self.is_ready()):
+                if not self._is_ready_soon():
                     self.start(say)
         except BaseException:
             self.release()
@@ -96,6 +97,17 @@ class Server(ABC):
             except BlockingIOError:
                 return
             self.stop()
+
+    def _is_ready_soon(self) -> bool:
+        """Return whether it runs and answers; a busy server is given time, since others hold it."""
+        patience = time.monotonic() + BUSY_SECONDS
+        while self.is_running():
+            if self.is_ready():
+                return True
+            if time.monotonic() > patience:
+                break
+            time.sleep(POLL_SECONDS)
+        return False
 
     # Running ------------------------------------------------------------------------------------------------------
 

@@ -35,8 +35,9 @@ def mint_token(key: bytes, role: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A namespace of our tenant: its topics (partition count, 0 for one without partitions) and the roles' permissions."""
+    """A namespace: its topics (partition count, 0 for one without partitions) and the roles' permissions."""
 
+    tenant: str
     name: str
     topics: dict[str, int]
     permissions: dict[str, tuple[str, ...]]
@@ -77,26 +78,28 @@ class BrokerAdmin:
             raise EmbeddedServerError(f"broker at {self.url} does not answer: {getattr(error, 'reason', error)}") from error
 
 
-def service_namespaces(partitions: int) -> list[Namespace]:
+def service_namespaces(partitions: int, tenant: str = TENANT, normalized: str = "normalized", integrated: str = "integrated") -> list[Namespace]:
     """Return the namespaces of an installation."""
+    inputs, outputs = dict.fromkeys(NORMALIZED_TOPICS, partitions), dict.fromkeys(INTEGRATED_TOPICS, 0)
     return [
-        Namespace("normalized", dict.fromkeys(NORMALIZED_TOPICS, partitions), {SERVICE_ROLE: BOTH, FEED_ROLE: ("produce",)}),
-        Namespace("integrated", dict.fromkeys(INTEGRATED_TOPICS, 0), {SERVICE_ROLE: BOTH}, is_deduplicated=True),
-        Namespace("canary", dict.fromkeys(CANARY_TOPICS, 0), {SERVICE_ROLE: BOTH}),
+        Namespace(tenant, normalized, inputs, {SERVICE_ROLE: BOTH, FEED_ROLE: ("produce",)}),
+        Namespace(tenant, integrated, outputs, {SERVICE_ROLE: BOTH}, is_deduplicated=True),
+        Namespace(tenant, "canary", dict.fromkeys(CANARY_TOPICS, 0), {SERVICE_ROLE: BOTH}),
     ]
 
 
-def ensure_topology(admin: BrokerAdmin, partitions: int) -> None:
-    """Make the tenant and everything in it that is missing; what is there stays, partitions only grow."""
-    for namespace in service_namespaces(partitions):
+def ensure_topology(admin: BrokerAdmin, namespaces: list[Namespace]) -> None:
+    """Make the tenants and everything in them that is missing; what is there stays, partitions only grow."""
+    clusters = json.loads(admin.call("GET", "clusters")[1])
+    for tenant in {namespace.tenant for namespace in namespaces}:
+        admin.call("PUT", f"tenants/{tenant}", {"adminRoles": [], "allowedClusters": clusters})
+    for namespace in namespaces:
         ensure_namespace(admin, namespace)
 
 
 def ensure_namespace(admin: BrokerAdmin, namespace: Namespace) -> None:
-    """Make a namespace of our tenant with its permissions and topics."""
-    clusters = json.loads(admin.call("GET", "clusters")[1])
-    admin.call("PUT", f"tenants/{TENANT}", {"adminRoles": [], "allowedClusters": clusters})
-    path = f"{TENANT}/{namespace.name}"
+    """Make a namespace with its permissions and topics; the tenant is there."""
+    path = f"{namespace.tenant}/{namespace.name}"
     admin.call("PUT", f"namespaces/{path}", {})
     if namespace.is_deduplicated:
         admin.call("POST", f"namespaces/{path}/deduplication", True)
@@ -118,6 +121,6 @@ def ensure_topic(admin: BrokerAdmin, topic: str, partitions: int) -> None:
             admin.call("POST", f"{topic}/partitions", partitions)
 
 
-def delete_namespace(admin: BrokerAdmin, name: str) -> None:
-    """Delete a namespace of our tenant with all messages in it."""
-    admin.call("DELETE", f"namespaces/{TENANT}/{name}?force=true")
+def delete_namespace(admin: BrokerAdmin, name: str, tenant: str = TENANT) -> None:
+    """Delete a namespace with all messages in it."""
+    admin.call("DELETE", f"namespaces/{tenant}/{name}?force=true")
