@@ -14,7 +14,9 @@ NOTHING: frozenset[str] = frozenset()
 NEEDS = {
     **dict.fromkeys(("help", "version", "check", "collectstatic", "findstatic", "diffsettings", "run_stack"), NOTHING),
     **dict.fromkeys(("makemigrations", "migrate", "showmigrations", "sqlmigrate", "dbshell"), frozenset({"postgres"})),
-    **dict.fromkeys(("runserver", "consume_ticks", "sequence_ticks", "feed", "replay_ticks", "fill_gaps", "bench"), ALL),
+    **dict.fromkeys(
+        ("runserver", "consume_ticks", "sequence_ticks", "feed", "replay_ticks", "fill_gaps", "bench"), ALL
+    ),
 }
 
 
@@ -32,8 +34,10 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     settings = load(os.environ)
     try:
-        with servers(settings.var_dir, needed_servers(sys.argv[1:], settings), partitions=settings.partitions, say=tell):
-            from django.core.management import execute_from_command_line  # noqa: PLC0415 - after the settings are known to be sound
+        with servers(
+            settings.var_dir, needed_servers(sys.argv[1:], settings), partitions=settings.partitions, say=tell
+        ):
+            from django.core.management import execute_from_command_line
 
             execute_from_command_line(sys.argv)
     except EmbeddedServerError as error:

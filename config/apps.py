@@ -1,11 +1,10 @@
 """The app `config`: management commands and the system checks of our settings."""
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from django.apps import AppConfig
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core import checks
 
 from config import env
 
@@ -18,15 +17,15 @@ class ConfigConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the checks."""
-        register(check_environment)
+        checks.register(check_environment)
 
 
-def check_environment(app_configs: Sequence[AppConfig] | None, **options: Any) -> list[CheckMessage]:
+def check_environment(**_: Any) -> list[checks.CheckMessage]:
     """Report variables of ours that are unknown or malformed, and a debug mode that others could reach."""
     try:
         settings = env.read(os.environ)
     except env.SettingsError as error:
-        return [Error(f"{problem.variable} {problem.text}", id=problem.id) for problem in error.problems]
+        return [checks.Error(f"{problem.variable} {problem.text}", id=problem.id) for problem in error.problems]
     if settings.debug and set(settings.allowed_hosts) - {"127.0.0.1", "localhost", "[::1]"}:
-        return [Warning("MDI_DEBUG is on while MDI_ALLOWED_HOSTS names other hosts", id="config.W001")]
+        return [checks.Warning("MDI_DEBUG is on while MDI_ALLOWED_HOSTS names other hosts", id="config.W001")]
     return []

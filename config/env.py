@@ -33,7 +33,9 @@ class Detail(NamedTuple):
     shown_default: str = ""
 
 
-def setting(default: Any, text: str, *checks: Check, secret: bool = False, internal: bool = False, shown: str = "") -> Any:
+def setting(
+    default: Any, text: str, *checks: Check, secret: bool = False, internal: bool = False, shown: str = ""
+) -> Any:
     """Declare a setting: default, one sentence of help, checks; secrets are never echoed, internal ones are set by run_stack."""
     detail = Detail(text, checks, secret, internal, shown)
     return dataclasses.field(default=default, repr=not secret, metadata={"detail": detail})
@@ -89,6 +91,11 @@ class Environment:
     metrics_token: str = setting("", "Bearer token for /metrics and the details of /readyz from other machines; without it loopback only.", secret=True)
     statement_timeout_ms: int = setting(30_000, "PostgreSQL ends a statement after this many milliseconds; 0 never.", between(0, 3_600_000))
     database_pool: bool = setting(True, "Keep a pool of database connections per process.", shown="1")
+    slice_rows: int = setting(250_000, "Rows that a slice of the tick tables should hold; smaller slices are read faster.", between(1_000, 10_000_000))
+    batch_messages: int = setting(5_000, "Most messages that one transaction stores.", between(1, 100_000))
+    bar_grace_ms: int = setting(2_000, "How long after its end a bar still waits for late trades.", between(0, 600_000))
+    canary_interval_s: float = setting(2.0, "Seconds between two canary events through the whole path; 0 sends none.", between(0, 3_600))
+    standby_after_s: float = setting(3.0, "A sequencer that has not renewed its lease for so long is replaced.", between(0.5, 60))
     retention_batch_days: int = setting(7, "Keep the payloads of numbered and published batches this many days; 0 for ever.", between(0, 36_500))
     retention_outgoing_days: int = setting(3, "Keep sent messages this many days; 0 for ever.", between(0, 36_500))
     retention_quarantine_days: int = setting(365, "Keep released and confirmed-bad events this many days; waiting ones are always kept; 0 for ever.", between(0, 36_500))
@@ -158,7 +165,11 @@ def read(environ: Mapping[str, str]) -> Environment:
     Raises SettingsError with every problem: config.E001 unknown name, config.E002 malformed value.
     """
     known = {line.variable: line for line in table()}
-    problems = [Problem("config.E001", name, unknown(name, known)) for name in sorted(environ) if name.startswith(PREFIX) and name not in known]
+    problems = [
+        Problem("config.E001", name, unknown(name, known))
+        for name in sorted(environ)
+        if name.startswith(PREFIX) and name not in known
+    ]
     source, values = MappedEnv(environ), {}
     for line in known.values():
         if environ.get(line.variable):
@@ -203,7 +214,9 @@ def load(environ: Mapping[str, str]) -> Environment:
     try:
         settings = read(environ)
         if not settings.secret_key:
-            settings = dataclasses.replace(settings, secret_key=VarFolder(settings.var_dir.resolve()).secret("django-secret-key"))
+            settings = dataclasses.replace(
+                settings, secret_key=VarFolder(settings.var_dir.resolve()).secret("django-secret-key")
+            )
     except SettingsError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         raise SystemExit(2) from None
@@ -216,7 +229,11 @@ def load(environ: Mapping[str, str]) -> Environment:
 def markdown() -> str:
     """Return the table as docs/configuration.md holds it."""
     lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
-    lines += [f"| `{line.variable}` | {line.kind} | {line.default or 'empty'} | {line.detail.help} |" for line in table() if not line.detail.is_internal]
+    lines += [
+        f"| `{line.variable}` | {line.kind} | {line.default or 'empty'} | {line.detail.help} |"
+        for line in table()
+        if not line.detail.is_internal
+    ]
     return "\n".join(lines)
 
 

@@ -78,7 +78,9 @@ class RunningServers:
 
 
 @contextmanager
-def servers(var_dir: Path, names: Collection[str], *, partitions: int = 2, say: Say = lambda text: None) -> Iterator[RunningServers]:
+def servers(
+    var_dir: Path, names: Collection[str], *, partitions: int = 2, say: Say = lambda _: None
+) -> Iterator[RunningServers]:
     """Hold embedded servers while the block runs: start those that do not run, all at once, and wait until they are ready.
 
     The last holder of a server, over all processes, stops it on leaving. Raises EmbeddedServerError.
@@ -117,13 +119,13 @@ def together(act: Callable[..., None], held: Collection[Server], *arguments: Say
 def build(name: str, folder: VarFolder, partitions: int) -> Server:
     """Return the server of that name; each module is imported only where it is used."""
     if name == "postgres":
-        from config.embedded.postgres import Postgres  # noqa: PLC0415
+        from config.embedded.postgres import Postgres
 
         return Postgres(folder)
     if name == "valkey":
-        from config.embedded.valkey import Valkey  # noqa: PLC0415
+        from config.embedded.valkey import Valkey
 
         return Valkey(folder)
-    from config.embedded.pulsar import Pulsar  # noqa: PLC0415
+    from config.embedded.pulsar import Pulsar
 
     return Pulsar(folder, partitions=partitions)

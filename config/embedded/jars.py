@@ -1,6 +1,6 @@
 """The jars of the embedded broker: fetched once from Maven's repository into the user's cache, each checked against jars.lock.
 
-    python -m config.embedded.jars        fetch what is missing (make setup does)
+python -m config.embedded.jars        fetch what is missing (make setup does)
 """
 
 import fcntl
@@ -141,11 +141,15 @@ def is_sound(path: Path, sha256: str) -> bool:
 
 def fetch_one(jar: Jar, folder: Path, progress: "Progress", repositories: Repositories) -> None:
     """Fetch one jar and move it into the folder; a truncated or foreign file is thrown away and fetched again."""
-    from jgo.maven import MavenContext  # noqa: PLC0415 - not installed in production
+    from jgo.maven import MavenContext
 
     incoming = folder / "incoming"
     context = MavenContext(repo_cache=incoming, remote_repos=repositories, timeout=TIMEOUT_SECONDS)
-    artifact = context.project(jar.group, jar.artifact).at_version(jar.version).artifact(classifier=jar.classifier, packaging="jar")
+    artifact = (
+        context.project(jar.group, jar.artifact)
+        .at_version(jar.version)
+        .artifact(classifier=jar.classifier, packaging="jar")
+    )
     reason = ""
     for attempt in range(ATTEMPTS):
         time.sleep(attempt)
@@ -162,7 +166,9 @@ def fetch_one(jar: Jar, folder: Path, progress: "Progress", repositories: Reposi
         if path and path.exists():
             reason = reason or f"its sha256 is not that of {LOCK.name}"
             path.unlink()
-    raise EmbeddedServerError(f"broker jars: cannot fetch {jar.group}:{jar.artifact}:{jar.version}: {reason.splitlines()[0]}")
+    raise EmbeddedServerError(
+        f"broker jars: cannot fetch {jar.group}:{jar.artifact}:{jar.version}: {reason.splitlines()[0]}"
+    )
 
 
 class Progress:

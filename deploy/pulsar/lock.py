@@ -1,6 +1,6 @@
 """Write jars.lock from pom.xml: every runtime jar of the broker with its sha256. Needs Maven; run only to change the broker's version.
 
-    python deploy/pulsar/lock.py
+python deploy/pulsar/lock.py
 """
 
 import hashlib
@@ -10,7 +10,9 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-LINE = re.compile(r"^\s+(?P<group>[\w.\-]+):(?P<artifact>[\w.\-]+):jar:(?:(?P<classifier>[\w.\-]+):)?(?P<version>[\w.\-]+):\w+")
+LINE = re.compile(
+    r"^\s+(?P<group>[\w.\-]+):(?P<artifact>[\w.\-]+):jar:(?:(?P<classifier>[\w.\-]+):)?(?P<version>[\w.\-]+):\w+"
+)
 
 
 def main() -> None:
@@ -22,8 +24,12 @@ def main() -> None:
         maven = ["mvn", "-q", "help:evaluate", "-Dexpression=settings.localRepository", "-DforceStdout"]
         repository = subprocess.run(maven, check=True, capture_output=True, text=True).stdout
         repository = re.sub(r"\x1b\[[0-9;]*m", "", repository).strip()
-        lines = sorted(entry(match, Path(repository)) for match in map(LINE.match, listing.read_text().splitlines()) if match)
-    (HERE / "jars.lock").write_text("# group:artifact:version[:classifier] sha256; written by lock.py from pom.xml\n" + "\n".join(lines) + "\n")
+        lines = sorted(
+            entry(match, Path(repository)) for match in map(LINE.match, listing.read_text().splitlines()) if match
+        )
+    (HERE / "jars.lock").write_text(
+        "# group:artifact:version[:classifier] sha256; written by lock.py from pom.xml\n" + "\n".join(lines) + "\n"
+    )
 
 
 def entry(match: re.Match[str], repository: Path) -> str:
