@@ -53,7 +53,7 @@ def url(*schemes: str) -> Check:
     return check
 
 
-def between(low: int, high: int) -> Check:
+def between(low: float, high: float) -> Check:
     """Return a check for a number within bounds, both included."""
     return validate.Range(low, high, error=f"must be between {low} and {high}")
 
@@ -94,8 +94,8 @@ class Environment:
     slice_rows: int = setting(250_000, "Rows that a slice of the tick tables should hold; smaller slices are read faster.", between(1_000, 10_000_000))
     batch_messages: int = setting(5_000, "Most messages that one transaction stores.", between(1, 100_000))
     bar_grace_ms: int = setting(2_000, "How long after its end a bar still waits for late trades.", between(0, 600_000))
-    canary_interval_s: float = setting(2.0, "Seconds between two canary events through the whole path; 0 sends none.", between(0, 3_600))
-    standby_after_s: float = setting(3.0, "A sequencer that has not renewed its lease for so long is replaced.", between(0.5, 60))
+    canary_interval_ms: int = setting(2_000, "Milliseconds between two canary events through the whole path; 0 sends none.", between(0, 3_600_000))
+    standby_after_ms: int = setting(3_000, "A sequencer that has not renewed its lease for so many milliseconds is replaced.", between(500, 60_000))
     retention_batch_days: int = setting(7, "Keep the payloads of numbered and published batches this many days; 0 for ever.", between(0, 36_500))
     retention_outgoing_days: int = setting(3, "Keep sent messages this many days; 0 for ever.", between(0, 36_500))
     retention_quarantine_days: int = setting(365, "Keep released and confirmed-bad events this many days; waiting ones are always kept; 0 for ever.", between(0, 36_500))
@@ -115,7 +115,7 @@ class Setting(NamedTuple):
     detail: Detail
 
 
-KINDS = {int: "integer", bool: "0 or 1", str: "text", Path: "path", tuple[str, ...]: "list"}
+KINDS = {int: "integer", float: "number", bool: "0 or 1", str: "text", Path: "path", tuple[str, ...]: "list"}
 
 
 def table() -> list[Setting]:
@@ -187,6 +187,8 @@ def parse(source: MappedEnv, line: Setting) -> Any:
     name, checks = line.field.upper(), list(line.detail.checks)
     if line.kind == "integer":
         return source.int(name, validate=checks)
+    if line.kind == "number":
+        return source.float(name, validate=checks)
     if line.kind == "0 or 1":
         return source.bool(name, validate=checks)
     if line.kind == "path":
