@@ -380,7 +380,8 @@ class Bar(models.Model):
                 fields=["instrument_id", "timeframe", "source_id", "start", "revision"], name="bar_revision_once"
             ),
             models.CheckConstraint(
-                condition=Q(low__lte=F("open"), low__lte=F("close"), high__gte=F("open"), high__gte=F("close")), name="bar_invariant"
+                condition=Q(low__lte=F("open")) & Q(low__lte=F("close")) & Q(high__gte=F("open")) & Q(high__gte=F("close")),
+                name="bar_invariant",
             ),
         ]
 
@@ -410,6 +411,26 @@ class InstrumentStatus(models.Model):
 
     def __str__(self) -> str:
         return f"{self.instrument_id} {self.status}"
+
+
+class UpstreamEvent(models.Model):
+    """A status change or delivered bar as received: its identity and raw bytes, so that a repeat is told from a conflict."""
+
+    id = models.BigAutoField(primary_key=True)
+    source = models.ForeignKey(Source, on_delete=models.PROTECT)
+    channel = models.IntegerField()
+    session = models.BigIntegerField()
+    sequence = models.BigIntegerField()
+    instrument = models.ForeignKey(Instrument, on_delete=models.PROTECT)
+    ts_event = models.BigIntegerField()
+    batch_id = models.BigIntegerField()
+    raw = models.BinaryField()
+
+    class Meta:
+        indexes = [models.Index(fields=["channel", "session", "sequence"], name="upstream_event_identity")]
+
+    def __str__(self) -> str:
+        return f"{self.source_id}/{self.channel}/{self.session}/{self.sequence}"
 
 
 class SequencerState(models.Model):

@@ -1,0 +1,6 @@
+"""Joins every app's addresses."""
+
+from django.contrib import admin
+from django.urls import path
+
+urlpatterns = [path("admin/", admin.site.urls)]

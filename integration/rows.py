@@ -1,0 +1,90 @@
+"""Ticks as bytes: PostgreSQL binary COPY buffers built by numpy, and the Arrow payload of a batch row. Pure."""
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from integration.market.ticks import QUOTE, TICK_COLUMNS, TRADE, Ticks
+
+_SIGNATURE: Final = b"PGCOPY\n\xff\r\n\0" + b"\0" * 8
+_TRAILER: Final = b"\xff\xff"
+_PG_EPOCH_DAY: Final = 10_957  # 2000-01-01 in days since 1970-01-01
+
+# Column of the table -> (column of Ticks or None for the batch id, width in bytes).
+Layout = dict[str, tuple[str | None, int]]
+_SHARED: Final[Layout] = {
+    "ts_event": ("ts_event", 8),
+    "ts_publish": ("ts_publish", 8),
+    "instrument_id": ("instrument_id", 4),
+    "source_id": ("source_id", 4),
+    "channel": ("channel", 4),
+    "session": ("session", 8),
+    "sequence": ("sequence", 8),
+    "batch_id": (None, 8),
+    "conditions": ("conditions", 4),
+    "flags": ("flags", 4),
+    "session_date": ("session_date", 4),
+}
+TRADE_LAYOUT: Final[Layout] = {**_SHARED, "price": ("price", 8), "size": ("size", 8), "trade_id": ("trade_id", 8)}
+QUOTE_LAYOUT: Final[Layout] = {
+    **_SHARED, "bid": ("price", 8), "bid_size": ("size", 8), "ask": ("ask_price", 8), "ask_size": ("ask_size", 8)
+}  # fmt: skip
+LAYOUTS: Final = {"trade": (TRADE, TRADE_LAYOUT), "quote": (QUOTE, QUOTE_LAYOUT)}
+
+PAYLOAD_COLUMNS: Final = tuple(name for name in TICK_COLUMNS if name not in ("message", "row"))
+PAYLOAD_SCHEMA: Final = pa.schema([pa.field(name, pa.from_numpy_dtype(TICK_COLUMNS[name]), nullable=False) for name in PAYLOAD_COLUMNS])
+
+
+def copy_statement(table: str) -> str:
+    """Give the COPY statement for `trade` or `quote`."""
+    return f"COPY integration_{table} ({', '.join(LAYOUTS[table][1])}) FROM STDIN (FORMAT BINARY)"
+
+
+def _record_dtype(layout: Layout) -> np.dtype[Any]:
+    fields: list[tuple[str, str]] = [("fields", ">i2")]
+    for name, (_, width) in layout.items():
+        fields += [(f"{name}_length", ">i4"), (name, f">i{width}")]
+    return np.dtype(fields)
+
+
+def _template(layout: Layout) -> npt.NDArray[Any]:
+    """Give one row with its lengths filled in; copied for every batch."""
+    row = np.zeros(1, _record_dtype(layout))
+    row["fields"] = len(layout)
+    for name, (_, width) in layout.items():
+        row[f"{name}_length"] = width
+    return row
+
+
+_TEMPLATES: Final = {table: _template(layout) for table, (_, layout) in LAYOUTS.items()}
+
+
+def copy_buffer(table: str, ticks: Ticks, batch_id: int) -> bytes:
+    """Build the COPY data of ticks that all belong to `table`."""
+    rows = np.repeat(_TEMPLATES[table], len(ticks))
+    for name, (column, _) in LAYOUTS[table][1].items():
+        rows[name] = batch_id if column is None else getattr(ticks, column)
+    rows["session_date"] -= _PG_EPOCH_DAY
+    return b"".join((_SIGNATURE, rows.tobytes(), _TRAILER))
+
+
+def pack_payload(ticks: Ticks) -> bytes:
+    """Write ticks as an Arrow stream for the batch row; no ticks are no bytes."""
+    if not len(ticks):
+        return b""
+    batch = pa.RecordBatch.from_arrays([pa.array(getattr(ticks, name)) for name in PAYLOAD_COLUMNS], schema=PAYLOAD_SCHEMA)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, PAYLOAD_SCHEMA) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def unpack_payload(payload: bytes | memoryview) -> Ticks:
+    """Read what `pack_payload` wrote; columns are read-only views of the payload."""
+    if not len(payload):
+        return Ticks.zeros(0)
+    (batch,) = pa.ipc.open_stream(payload).read_all().to_batches()
+    empty = np.zeros(batch.num_rows, np.int32)
+    return Ticks(**{name: batch.column(name).to_numpy() for name in PAYLOAD_COLUMNS}, message=empty, row=empty)

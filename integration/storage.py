@@ -1,0 +1,346 @@
+"""Exactly-once effect: one transaction per batch holds the ticks, the quarantine, the batch row and the position.
+
+Also reads back: the state of a partition (snapshot and the batches since), and stored events by identity. Decides nothing.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from django.db import connection, transaction
+from django.utils import timezone
+
+from integration import lease as leases
+from integration.lease import HeldLease
+from integration.market.errors import FencedError
+from integration.market.identity import Identities, KnownIdentities
+from integration.market.reference import Reference
+from integration.market.ticks import QUOTE, TRADE, DeliveredBar, StatusChange, Ticks
+from integration.models import Position, QuarantinedEvent, Subscription
+from integration.pipeline import Outcome, PartitionState, Refused, SideEvent, Slots, Stored, StoredBytes, StoredTick
+from integration.rows import LAYOUTS, copy_buffer, copy_statement, pack_payload, unpack_payload
+
+SNAPSHOT_EVERY: Final = 200
+_CLUSTER_NS: Final = 60_000_000_000
+
+Checkpoint = Callable[[str], None]
+
+
+class Extras(msgspec.Struct, forbid_unknown_fields=True):
+    """What a batch row keeps beside its ticks, so that state and output can be folded again from it.
+
+    `identities` are [source, channel, session, sequence, ts_event] of events without a tick row; `statuses`
+    [instrument, ts_event, status]; `bars` [instrument, source, timeframe, start, session_date, open, high, low, close, volume].
+    """
+
+    identities: list[tuple[int, int, int, int, int]] = []
+    statuses: list[tuple[int, int, str]] = []
+    bars: list[tuple[int, int, str, int, int, int, int, int, int, int]] = []
+
+
+class _Snapshot(msgspec.Struct):
+    identities: bytes
+    screen: bytes
+    statuses: dict[int, tuple[tuple[int, str], ...]]
+
+
+@dataclass(slots=True, frozen=True)
+class BatchFacts:
+    """What the loop knows of a batch that the outcome does not."""
+
+    position_id: int
+    number: int  # gapless; the compare-and-swap value is number - 1
+    lease: HeldLease
+    reference: Reference
+    ts_received: int
+    clock: int
+    first_message_id: bytes = b""
+    last_message_id: bytes = b""
+    released: tuple[int, ...] = ()  # quarantine ids that the messages of a release come from, message by message
+
+
+# -- reading back -----------------------------------------------------------------------------------------------------
+
+
+def open_position(partition: str, subscription: Subscription) -> Position:
+    """Give the position row of a partition, made on first use."""
+    position, _ = Position.objects.get_or_create(partition=partition, defaults={"subscription": subscription})
+    return position
+
+
+def load_state(position: Position, reference: Reference, slots: Slots) -> PartitionState:
+    """Rebuild what the consumer of a partition must remember: the snapshot, then every batch since."""
+    state = PartitionState(KnownIdentities(), slots.new_screen_state())
+    if position.snapshot:
+        snapshot = msgspec.msgpack.decode(bytes(position.snapshot), type=_Snapshot)
+        state.identities = KnownIdentities.load(snapshot.identities)
+        state.screen = slots.unpack_screen_state(snapshot.screen)
+        state.statuses = snapshot.statuses
+    since = position.batches.filter(number__gt=position.snapshot_number).order_by("number")
+    for payload, extras in since.values_list("payload", "extras").iterator(chunk_size=64):
+        _replay(state, unpack_payload(bytes(payload)), read_extras(bytes(extras)), reference, slots)
+    waiting = position.quarantined.filter(state=QuarantinedEvent.State.PARKED)
+    state.lanes = set(waiting.values_list("source", "instrument").distinct())
+    return state
+
+
+def _replay(state: PartitionState, ticks: Ticks, extras: Extras, reference: Reference, slots: Slots) -> None:
+    state.identities.adopt(Identities(ticks.source_id, ticks.channel, ticks.session, ticks.sequence, ticks.ts_event))
+    others = np.array(extras.identities, np.int64).reshape(-1, 5)
+    state.identities.adopt(Identities(*(others[:, column] for column in range(5))))
+    if len(ticks):
+        state.screen = slots.screen(ticks, reference, state.screen, trust_time=False).state
+    for instrument_id, ts, status in extras.statuses:
+        changes = (*state.statuses.get(instrument_id, ()), (ts, status))
+        state.statuses[instrument_id] = tuple(sorted(changes))[-16:]
+
+
+def pack_snapshot(state: PartitionState, slots: Slots) -> bytes:
+    """Write the state of a partition so that `load_state` need not read all batches."""
+    return msgspec.msgpack.encode(_Snapshot(state.identities.dump(), slots.pack_screen_state(state.screen), state.statuses))
+
+
+def read_extras(data: bytes) -> Extras:
+    """Read the extras of a batch row."""
+    return msgspec.json.decode(data, type=Extras) if data else Extras()
+
+
+def find_stored(position_id: int, reference: Reference, wanted: Identities) -> list[Stored]:
+    """Look up events by identity: in stored ticks of their time, then in the quarantine, then among upstream events."""
+    found: dict[tuple[int, int, int, int], Stored] = {}
+    keys = list(
+        zip(*(column.tolist() for column in (wanted.source_id, wanted.channel, wanted.session, wanted.sequence)), strict=True)
+    )
+    for low, high in _clusters(sorted(ts for ts in wanted.ts_event.tolist() if ts > 0)):
+        found.update(_stored_ticks(keys, low, high))
+    left = [key for key in keys if key not in found]
+    if left:
+        found.update(_quarantined(position_id, reference, left))
+        found.update(_upstream_events(left))
+    return [found.get(key) for key in keys]
+
+
+def _clusters(times: Sequence[int]) -> Iterable[tuple[int, int]]:
+    """Group sorted times into ranges without large holes, so that few slices are read."""
+    start = previous = None
+    for ts in times:
+        if start is None:
+            start = ts
+        elif previous is not None and ts - previous > _CLUSTER_NS:
+            yield start, previous
+            start = ts
+        previous = ts
+    if start is not None and previous is not None:
+        yield start, previous
+
+
+def _unnest(keys: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    return [list(column) for column in zip(*keys, strict=True)]
+
+
+_TICK_QUERY: Final = """
+    SELECT source_id, channel, session, sequence, {content} FROM integration_{table}
+     WHERE ts_event BETWEEN %s AND %s
+       AND (source_id, channel, session, sequence) IN (SELECT * FROM unnest(%s::int[], %s::int[], %s::bigint[], %s::bigint[]))
+"""
+_CONTENT: Final = {
+    "trade": f"{TRADE}, (flags & 12) >> 2, instrument_id, ts_event, price, size, 0, 0, conditions, trade_id",
+    "quote": f"{QUOTE}, (flags & 12) >> 2, instrument_id, ts_event, bid, bid_size, ask, ask_size, conditions, 0",
+}
+
+
+def _stored_ticks(keys: Sequence[tuple[int, ...]], low: int, high: int) -> dict[tuple[int, int, int, int], Stored]:
+    found: dict[tuple[int, int, int, int], Stored] = {}
+    with connection.cursor() as cursor:
+        for table, content in _CONTENT.items():
+            cursor.execute(_TICK_QUERY.format(content=content, table=table), [low, high, *_unnest(keys)])
+            found.update((row[:4], StoredTick(tuple(row[4:]))) for row in cursor.fetchall())
+    return found
+
+
+def _quarantined(position_id: int, reference: Reference, keys: Sequence[tuple[int, ...]]) -> dict[tuple[int, int, int, int], Stored]:
+    codes = {code: facts.id for code, facts in reference.sources.items()}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT source, channel, session, sequence, raw FROM integration_quarantinedevent
+             WHERE position_id = %s AND (channel, session, sequence) IN (SELECT * FROM unnest(%s::int[], %s::bigint[], %s::bigint[]))
+            """,
+            [position_id, *_unnest([key[1:] for key in keys])],
+        )
+        return {
+            (codes.get(source, 0) if channel > -2 else 0, channel, session, sequence): StoredBytes(bytes(raw))
+            for source, channel, session, sequence, raw in cursor.fetchall()
+        }
+
+
+def _upstream_events(keys: Sequence[tuple[int, ...]]) -> dict[tuple[int, int, int, int], Stored]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT source_id, channel, session, sequence, raw FROM integration_upstreamevent
+             WHERE (source_id, channel, session, sequence) IN (SELECT * FROM unnest(%s::int[], %s::int[], %s::bigint[], %s::bigint[]))
+            """,
+            _unnest(keys),
+        )
+        return {row[:4]: StoredBytes(bytes(row[4])) for row in cursor.fetchall()}
+
+
+# -- the transaction --------------------------------------------------------------------------------------------------
+
+
+def record(
+    outcome: Outcome, facts: BatchFacts, snapshot: bytes, now_ns: Callable[[], int], reached: Checkpoint = lambda point: None
+) -> int:
+    """Store a batch in one transaction and give its id; FencedError when the lease or the position has moved on.
+
+    `snapshot` replaces the position's unless empty. `reached` is called at the points where a crash is worth a test.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SELECT nextval('integration_batch_id_seq')")
+        (batch_id,) = cursor.fetchone()
+        reached("before_copy")
+        _copy_ticks(cursor, outcome.ticks, facts.reference, batch_id, reached)
+        _insert_refused(outcome, facts, batch_id)
+        _insert_sides(cursor, outcome.sides, batch_id)
+        _insert_batch(cursor, outcome, facts, batch_id, now_ns())
+        _move_position(cursor, outcome, facts, snapshot)
+        leases.confirm(facts.lease)
+        reached("before_commit")
+    reached("after_commit")
+    return int(batch_id)
+
+
+def _copy_ticks(cursor: Any, ticks: Ticks, reference: Reference, batch_id: int, reached: Checkpoint) -> None:
+    counted = ticks
+    if len(ticks) and reference.canary[ticks.instrument_id].any():
+        counted = ticks.take(~reference.canary[ticks.instrument_id])
+    for table, (kind, _) in LAYOUTS.items():
+        mine = counted.kind == kind
+        if mine.any():
+            buffer = copy_buffer(table, counted if mine.all() else counted.take(mine), batch_id)
+            with cursor.copy(copy_statement(table)) as copy:
+                copy.write(buffer[: len(buffer) // 2])
+                reached("mid_copy")
+                copy.write(buffer[len(buffer) // 2 :])
+
+
+def _insert_refused(outcome: Outcome, facts: BatchFacts, batch_id: int) -> None:
+    parked, refused = QuarantinedEvent.State.PARKED, QuarantinedEvent.State.QUARANTINED
+    items = [(item, parked) for item in outcome.parked] + [(item, refused) for item in outcome.refused]
+    if facts.released:
+        _settle_released(items, facts.released, batch_id)
+    else:
+        QuarantinedEvent.objects.bulk_create([_quarantine_row(item, state, facts, batch_id) for item, state in items], batch_size=1000)
+
+
+def _quarantine_row(item: Refused, state: str, facts: BatchFacts, batch_id: int) -> QuarantinedEvent:
+    rejection = item.rejection
+    return QuarantinedEvent(
+        position_id=facts.position_id,
+        batch_id=batch_id,
+        code=rejection.code,
+        detail=_storable(rejection.detail, 400),
+        state=state,
+        source=_storable(rejection.source, 32),
+        channel=rejection.channel,
+        session=rejection.session,
+        sequence=rejection.sequence,
+        instrument=_storable(rejection.instrument, 64),
+        ts_event=rejection.ts_event,
+        ts_publish=item.ts_publish,
+        ts_received=item.ts_received,
+        raw=item.raw,
+    )
+
+
+def _storable(text: str, limit: int) -> str:
+    """Make text that a bad event chose safe for a text column: no NUL, no lone surrogates, no more than fits."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[:limit]
+
+
+def _settle_released(items: Sequence[tuple[Refused, str]], released: Sequence[int], batch_id: int) -> None:
+    """Mark what a release let through, and write the new reason on what it did not."""
+    refused_again = {released[item.rejection.message]: (item, state) for item, state in items}
+    for pk, (item, state) in refused_again.items():
+        QuarantinedEvent.objects.filter(pk=pk).update(
+            state=state, code=item.rejection.code, detail=_storable(item.rejection.detail, 400), updated_at=timezone.now()
+        )
+    QuarantinedEvent.objects.filter(pk__in=[pk for pk in released if pk not in refused_again]).update(
+        state=QuarantinedEvent.State.RELEASED, released_batch_id=batch_id, updated_at=timezone.now()
+    )
+
+
+def _insert_sides(cursor: Any, sides: Sequence[SideEvent], batch_id: int) -> None:
+    for side in sides:
+        event = side.event
+        ts = event.start if isinstance(event, DeliveredBar) else event.ts_event
+        cursor.execute(
+            "INSERT INTO integration_upstreamevent (source_id, channel, session, sequence, instrument_id, ts_event, batch_id, raw)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+            [side.source_id, event.channel, event.session, event.sequence, side.instrument_id, ts, batch_id, side.raw],
+        )
+        if isinstance(event, StatusChange):
+            cursor.execute(
+                "INSERT INTO integration_instrumentstatus (instrument_id, source_id, status, ts_event, batch_id)"
+                " VALUES (%s, %s, %s, %s, %s)",
+                [side.instrument_id, side.source_id, event.status, ts, batch_id],
+            )
+
+
+def _extras(outcome: Outcome) -> bytes:
+    extras = Extras()
+    for item in outcome.refused + outcome.parked:
+        name = item.rejection
+        extras.identities.append((item.source_id, name.channel, name.session, name.sequence, name.ts_event))
+    for side in outcome.sides:
+        event = side.event
+        if isinstance(event, StatusChange):
+            extras.statuses.append((side.instrument_id, event.ts_event, event.status))
+            ts = event.ts_event
+        else:
+            extras.bars.append(
+                (side.instrument_id, side.source_id, event.timeframe, event.start, side.session_date, event.open, event.high, event.low,
+                 event.close, event.volume)
+            )  # fmt: skip
+            ts = event.start
+        extras.identities.append((side.source_id, event.channel, event.session, event.sequence, ts))
+    return msgspec.json.encode(extras) if extras.identities else b""
+
+
+def _insert_batch(cursor: Any, outcome: Outcome, facts: BatchFacts, batch_id: int, ts_processed: int) -> None:
+    canaries = int(facts.reference.canary[outcome.ticks.instrument_id].sum()) if len(outcome.ticks) else 0
+    cursor.execute(
+        """
+        INSERT INTO integration_batch (id, position_id, number, is_release, clock, ts_received, ts_processed, reference_version,
+          message_count, tick_count, rejected_count, parked_count, duplicate_count, first_message_id, last_message_id, payload, extras)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %b, %b)
+        """,
+        [
+            batch_id, facts.position_id, facts.number, bool(facts.released), facts.clock, facts.ts_received, ts_processed,
+            facts.reference.version, outcome.message_count, len(outcome.ticks) - canaries, len(outcome.refused), len(outcome.parked),
+            outcome.duplicate_count, facts.first_message_id, facts.last_message_id, pack_payload(outcome.ticks), _extras(outcome),
+        ],
+    )  # fmt: skip
+    cursor.execute("NOTIFY mdi_batch")
+
+
+def _move_position(cursor: Any, outcome: Outcome, facts: BatchFacts, snapshot: bytes) -> None:
+    """Move the position from the batch before to this one; nobody else can have moved it, or we are fenced."""
+    cursor.execute(
+        """
+        UPDATE integration_position SET number = %s, clock = greatest(clock, %s), attempts = 0, updated_at = clock_timestamp(),
+          tick_count = tick_count + %s, message_id = CASE WHEN %s::bytea = '' THEN message_id ELSE %s END,
+          snapshot = CASE WHEN %s::bytea = '' THEN snapshot ELSE %s END,
+          snapshot_number = CASE WHEN %s::bytea = '' THEN snapshot_number ELSE %s END
+         WHERE id = %s AND number = %s
+        """,
+        [
+            facts.number, facts.clock, len(outcome.ticks), facts.last_message_id, facts.last_message_id, snapshot, snapshot, snapshot,
+            facts.number - 1, facts.position_id, facts.number - 1,
+        ],
+    )  # fmt: skip
+    if cursor.rowcount != 1:
+        raise FencedError(f"position {facts.position_id} is no longer at batch {facts.number - 1}")

@@ -1,0 +1,140 @@
+"""The first screens, always on: signs, crossed quotes, impossible times; and the flags of what is odd but stored.
+
+Pure: columns in, codes and flags out. State is the newest `ts_event` of each (source, instrument), so that a late tick is told.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from integration.market import errors
+from integration.market.reference import Reference
+from integration.market.ticks import (
+    FLAG_LATE,
+    FLAG_LOCKED,
+    FLAG_OFF_MARKET,
+    FLAG_TIME_UNVERIFIED,
+    NO_VOLUME_CONDITIONS,
+    OFF_MARKET_CONDITIONS,
+    QUOTE,
+    TRADE,
+    Column,
+    Mask,
+    Ticks,
+)
+
+# Position in this tuple + 1 is the number a screened row carries; 0 is "passes".
+CODES: Final = (errors.FUTURE, errors.ANCIENT, errors.SIZE_SIGN, errors.PRICE_SIGN, errors.CROSSED)
+_FUTURE, _ANCIENT, _SIZE_SIGN, _PRICE_SIGN, _CROSSED = range(1, len(CODES) + 1)
+
+
+@dataclass(slots=True)
+class ScreenState:
+    """The newest `ts_event` seen, one array indexed by instrument_id per source."""
+
+    newest: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Screened:
+    """For each tick: 0, or 1 + its place in `CODES`; the flags to add; and the state after the ticks that pass."""
+
+    codes: npt.NDArray[np.uint8]
+    flags: npt.NDArray[np.uint32]
+    state: ScreenState
+
+
+def screen(ticks: Ticks, reference: Reference, state: ScreenState, *, trust_time: bool = True) -> Screened:
+    """Judge each tick by the first screens.
+
+    With `trust_time` false (our clock and the broker's disagree) times only flag. The state given is not changed.
+    """
+    codes = _sign_codes(ticks, reference)
+    flags = np.zeros(len(ticks), np.uint32)
+    flags[(ticks.kind == TRADE) & ((ticks.conditions & np.uint32(OFF_MARKET_CONDITIONS)) != 0)] |= FLAG_OFF_MARKET
+    _judge_crossed(ticks, reference, codes, flags)
+    _judge_times(ticks, reference, codes, flags, trust_time=trust_time)
+    late, after = _late(ticks, codes == 0, reference.instrument_count, state)
+    flags[late] |= FLAG_LATE
+    return Screened(codes, flags, after)
+
+
+def detail(ticks: Ticks, at: int, code: str) -> str:
+    """Say in words what was wrong with the tick at position `at`."""
+    if code in (errors.FUTURE, errors.ANCIENT):
+        ahead = (int(ticks.ts_event[at]) - int(ticks.ts_publish[at])) / 1e9
+        return f"ts_event must be near the broker's publish time, was {ahead:+.3f} s from it"
+    if code == errors.CROSSED:
+        return f"bid must not be above ask, was {ticks.price[at] / 1e9:g} > {ticks.ask_price[at] / 1e9:g}"
+    if code == errors.SIZE_SIGN:
+        return f"size must be positive, was {ticks.size[at] / 1e9:g}"
+    return f"price must be positive for this instrument, was {ticks.price[at] / 1e9:g}"
+
+
+def _sign_codes(ticks: Ticks, reference: Reference) -> npt.NDArray[np.uint8]:
+    codes = np.zeros(len(ticks), np.uint8)
+    is_trade = ticks.kind == TRADE
+    needs_positive = ~reference.allows_negative[ticks.instrument_id]
+    bad_price = (ticks.price <= 0) | ((ticks.kind == QUOTE) & (ticks.ask_price <= 0))
+    codes[needs_positive & bad_price] = _PRICE_SIGN
+    # Official prices are prints without a size of their own; any other trade without one is a mistake.
+    may_be_empty = (ticks.conditions & np.uint32(NO_VOLUME_CONDITIONS)) != 0
+    bad_trade = is_trade & ((ticks.size < 0) | ((ticks.size == 0) & ~may_be_empty))
+    codes[bad_trade | ((ticks.size < 0) | (ticks.ask_size < 0))] = _SIZE_SIGN
+    return codes
+
+
+def _judge_crossed(ticks: Ticks, reference: Reference, codes: npt.NDArray[np.uint8], flags: npt.NDArray[np.uint32]) -> None:
+    touching = np.flatnonzero((ticks.kind == QUOTE) & (ticks.price >= ticks.ask_price) & (codes == 0))
+    for at in touching.tolist():
+        bid, ask = int(ticks.price[at]), int(ticks.ask_price[at])
+        limit = reference.source_by_id[int(ticks.source_id[at])].crossed_limit_bps
+        if (bid - ask) * 10_000 > limit * abs(ask):
+            codes[at] = _CROSSED
+        else:
+            flags[at] |= FLAG_LOCKED
+
+
+def _judge_times(
+    ticks: Ticks, reference: Reference, codes: npt.NDArray[np.uint8], flags: npt.NDArray[np.uint32], *, trust_time: bool
+) -> None:
+    ahead = ticks.ts_event - ticks.ts_publish
+    for source_id in np.unique(ticks.source_id).tolist():
+        facts = reference.source_by_id[source_id]
+        here = ticks.source_id == source_id
+        future, ancient = here & (ahead > facts.future_limit_ns), here & (ahead < -facts.ancient_limit_ns)
+        if trust_time:
+            codes[future], codes[ancient] = _FUTURE, _ANCIENT
+        else:
+            flags[future | ancient] |= FLAG_TIME_UNVERIFIED
+
+
+def _late(ticks: Ticks, passes: Mask, instrument_count: int, state: ScreenState) -> tuple[npt.NDArray[np.intp], ScreenState]:
+    """Find ticks older than a newer one of their source and instrument; give the state after the batch."""
+    after = dict(state.newest)
+    late: list[npt.NDArray[np.intp]] = []
+    for source_id in np.unique(ticks.source_id[passes]).tolist():
+        rows = np.flatnonzero(passes & (ticks.source_id == source_id))
+        known = after.get(source_id, np.zeros(0, np.int64))
+        newest = np.zeros(max(instrument_count, len(known)), np.int64)
+        newest[: len(known)] = known
+        late.append(rows[_older_than_running_maximum(ticks.instrument_id[rows], ticks.ts_event[rows], newest)])
+        after[source_id] = newest
+    return (np.concatenate(late) if late else np.zeros(0, np.intp)), ScreenState(after)
+
+
+def _older_than_running_maximum(instrument_id: Column, ts_event: Column, newest: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """Give the positions whose time is below the newest seen so far of their instrument; raises `newest` in place."""
+    order = np.argsort(instrument_id, kind="stable")
+    ids, times = instrument_id[order], ts_event[order]
+    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]]) if len(ids) else np.zeros(0, np.intp)
+    ends = np.r_[starts[1:], len(ids)]
+    late = np.zeros(len(ids), np.bool_)
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        instrument = ids[start]
+        before = np.maximum.accumulate(np.r_[newest[instrument], times[start:end]])
+        late[start:end] = times[start:end] < before[:-1]
+        newest[instrument] = before[-1]
+    return np.sort(order[late])
