@@ -1,0 +1,465 @@
+"""Bars from trades: one fold over numbered batches, exact, with revisions. Pure: the clock comes with each batch, stored bars by a callback.
+
+A bar is known by (instrument, source or 0 = consolidated, timeframe, start). The arithmetic is in `bar_kernel`; this module holds the
+record, what a late trade does to a stored bar, and the state between batches. `SessionTable` says where bars start and end.
+
+Rules (docs/events.md has the wire form):
+
+- A trade counts if its action is `new`. Conditions marked off-market set no price, conditions marked no-volume add no volume, turnover or count;
+  a trade with both does nothing. `first_ts` and `last_ts` are those of the trades that set the price; equal times open by the
+  first to arrive and close by the last.
+- A bar closes when the clock of the partition its instrument flows through (the slowest, if several) passes its end and the grace, or a
+  trade of its key does. What comes later revises the bar: one revision per bar and batch, `late_trade`, or `release` if any of the trades
+  was released from quarantine. A bar that only late trades made begins at revision 1 with that reason.
+- The day's bar comes out at the session's close and stays open while its trading day lasts (after-hours). Meanwhile a change of price, or a late trade
+  of the session, revises it at once; volume after hours is told when the trading day is over, with `is_final`, in
+  any case. A revision that changes nothing but `is_final` repeats the reason before it.
+- A bar of off-market trades alone has no price: it is held (revision 0, to be stored and not published) until a trade of
+  its interval sets one; then the held volume is in it.
+- `is_partial`: the interval began before we began to listen to the partition. An instrument that is new on a partition we have heard since
+  before is complete. For the day it is enough to have listened since the trading day began (local midnight; the open, overnight).
+- `is_final`: the session's trading day and the grace had passed when this revision was made.
+- No trade, no bar: neither silence nor a halt makes one. Corrections and cancels are not applied here.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from integration.market.sessions import MINUTE, SECOND, TIMEFRAMES, SessionTable
+from integration.market.ticks import Ticks
+
+REASONS: Final = ("first", "late_trade", "correction", "cancel", "release", "override", "delivered")
+FIRST, LATE_TRADE, CORRECTION, CANCEL, RELEASE, OVERRIDE, DELIVERED = REASONS
+
+CONSOLIDATED: Final = 0
+DEFAULT_GRACE_NS: Final = 2 * SECOND
+
+_MAGIC: Final = b"MDIBARS\x01"
+_HEADER: Final = struct.Struct("<8s3I")
+_CHECKSUM: Final = struct.Struct("<I")
+_FIRST_CAPACITY: Final = 64
+
+
+class BarKey(NamedTuple):
+    """What a bar is known by; `source_id` 0 is all sources together, `start` ns UTC."""
+
+    instrument_id: int
+    source_id: int
+    timeframe: str
+    start: int
+
+
+@dataclass(slots=True, frozen=True)
+class Bar:
+    """One revision of a bar. Prices and volume in nanos, turnover in 1e-18 (nanos of price times nanos of size): exact integers of any size.
+
+    Times in ns UTC, `session_date` in days since 1970-01-01. Revision 0 has no price yet (prices and times are 0) and is never published.
+    Raises ValueError unless low <= open, close <= high.
+    """
+
+    instrument_id: int
+    source_id: int
+    timeframe: str
+    start: int
+    end: int
+    session_date: int
+    open: int
+    high: int
+    low: int
+    close: int
+    volume: int
+    turnover: int
+    trade_count: int
+    first_ts: int
+    last_ts: int
+    revision: int
+    reason: str
+    is_partial: bool = False
+    is_final: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.low <= self.open <= self.high and self.low <= self.close <= self.high):
+            raise ValueError(f"low <= open, close <= high must hold, was {self}")
+        if self.start >= self.end or self.first_ts > self.last_ts or self.revision < 0 or self.trade_count < 0:
+            raise ValueError(f"start < end, first_ts <= last_ts, revision and trade_count >= 0 must hold, was {self}")
+
+    @property
+    def key(self) -> BarKey:
+        """What the bar is known by."""
+        return BarKey(self.instrument_id, self.source_id, self.timeframe, self.start)
+
+    @property
+    def has_price(self) -> bool:
+        """Whether a trade has set the price; only then is the bar published."""
+        return self.revision > 0
+
+    @property
+    def volume_decimal(self) -> Decimal:
+        """The volume, exact, without trailing zeros."""
+        return _decimal(self.volume, 9)
+
+    @property
+    def turnover_decimal(self) -> Decimal:
+        """The sum of price times size, exact, without trailing zeros."""
+        return _decimal(self.turnover, 18)
+
+
+def _decimal(value: int, places: int) -> Decimal:
+    # Built from text: every arithmetic operation of Decimal would round to 28 digits.
+    while places and value % 10 == 0:
+        value, places = value // 10, places - 1
+    return Decimal(f"{value}E-{places}")
+
+
+@dataclass(slots=True, frozen=True)
+class Folded:
+    """What one batch did: `bars` to store and to publish, `held` to store only. Each in order of (end, timeframe, start, instrument, source)."""
+
+    bars: list[Bar] = field(default_factory=list)
+    held: list[Bar] = field(default_factory=list)
+
+
+Load = Callable[[Sequence[BarKey]], Iterable[Bar]]
+SessionsOf = Callable[[int], SessionTable]
+
+
+def revise(stored: Bar | None, late: Bar) -> Bar:
+    """Merge trades that arrived after a bar was stored into it, and number the revision; `late` is the bar of these trades alone."""
+    if stored is None:
+        return late
+    opens, closes = late, late
+    high, low = late.high, late.low
+    if stored.has_price:
+        opens = late if late.has_price and late.first_ts < stored.first_ts else stored
+        closes = late if late.has_price and late.last_ts >= stored.last_ts else stored
+        high, low = (max(high, stored.high), min(low, stored.low)) if late.has_price else (stored.high, stored.low)
+    return replace(
+        stored,
+        open=opens.open,
+        high=high,
+        low=low,
+        close=closes.close,
+        first_ts=opens.first_ts,
+        last_ts=closes.last_ts,
+        volume=stored.volume + late.volume,
+        turnover=stored.turnover + late.turnover,
+        trade_count=stored.trade_count + late.trade_count,
+        revision=stored.revision + 1 if stored.has_price or late.has_price else 0,
+        reason=late.reason,
+        is_final=late.is_final,
+    )
+
+
+class BarBuilder:
+    """The fold's state. Single writer: the same batches in the same order give the same bars.
+
+    `load` gives the stored bars (latest revision, held ones too) of those keys that have one; it is asked at most once per batch, only for bars that
+    closed before. `sessions_of` gives an instrument's calendar and is asked once per instrument. `grace_ns` is 0 to under a minute.
+    """
+
+    def __init__(self, *, load: Load, sessions_of: SessionsOf, grace_ns: int = DEFAULT_GRACE_NS) -> None:
+        if not 0 <= grace_ns < MINUTE:
+            # Two open bars per timeframe are enough only while the grace is shorter than the shortest bar.
+            raise ValueError(f"the grace must be 0 to under {MINUTE} ns, was {grace_ns}")
+        from integration import bar_kernel  # late: numba takes a second to import, and readers of Bar do not need it
+
+        self._kernel = bar_kernel
+        self._load = load
+        self._sessions_of = sessions_of
+        self._grace = grace_ns
+        self._clear()
+
+    def _clear(self) -> None:
+        self._torn = False
+        self._keys = 0
+        self._unsaved: dict[BarKey, Bar] = {}
+        self._partitions: dict[int, int] = {}
+        self._clocks = np.zeros(0, np.int64)
+        self._heard_from = np.zeros(0, np.int64)
+        self._tables: list[SessionTable] = []
+        self._calendar_bounds = np.zeros((0, 3), np.int64)
+        self._calendar_rows = np.zeros((0, 5), np.int64)
+        self._parts = np.zeros((0, self._kernel.COLUMNS), np.int64)
+        self._allocate(_FIRST_CAPACITY)
+
+    def _allocate(self, capacity: int) -> None:
+        """Make room for `capacity` keys, keeping those there are."""
+        kernel, kept = self._kernel, self._keys
+
+        def grown(name: str, shape: tuple[int, ...], dtype: type, fill: int) -> None:
+            array = np.full((capacity, *shape), fill, dtype)
+            if kept:
+                array[:kept] = getattr(self, name)[:kept]
+            setattr(self, name, array)
+
+        self._places: npt.NDArray[np.int64]
+        grown("_places", (kernel.FRAMES, 2, kernel.COLUMNS), np.int64, kernel.NEVER)
+        self._instruments: npt.NDArray[np.int64]
+        grown("_instruments", (), np.int64, 0)
+        self._sources: npt.NDArray[np.int64]
+        grown("_sources", (), np.int64, 0)
+        self._frontier: npt.NDArray[np.int64]
+        grown("_frontier", (), np.int64, kernel.NEVER)
+        self._due: npt.NDArray[np.int64]
+        grown("_due", (), np.int64, kernel.FOREVER)
+        self._joined: npt.NDArray[np.int64]
+        grown("_joined", (), np.int64, kernel.NEVER)
+        self._whole: npt.NDArray[np.int32]
+        grown("_whole", (), np.int32, 0)
+        self._calendar: npt.NDArray[np.int32]
+        grown("_calendar", (), np.int32, 0)
+        self._members: npt.NDArray[np.uint8]
+        grown("_members", (len(self._clocks),), np.uint8, 0)
+        self._latest = np.full(capacity, -1, np.int32)
+        self._table = np.full(_power_of_two(2 * capacity), -1, np.int32)
+        kernel.fill_table(self._table, self._instruments, self._sources, kept)
+
+    def fold(self, ticks: Ticks, clock: int, partition: int) -> Folded:
+        """Take the next batch of a partition: its accepted ticks in order of arrival (or none), and the clock after them.
+
+        `clock` (ns UTC) says that everything published on this partition before it has been seen; one that runs backwards counts as the highest yet.
+        Write what comes back before, or in one go with, what the next batch gives; `settle` says that it is written.
+        RuntimeError when an earlier call failed half-way: only `restore` may follow then.
+        """
+        if self._torn:
+            raise RuntimeError("an earlier batch failed half-way: restore the last snapshot first")
+        self._torn = True
+        index = self._partition(partition, ticks, clock)
+        before = self._clocks.copy()
+        self._clocks[index] = max(clock, int(before[index]))
+        late, out = self._take(ticks, before, index)
+        bars = self._revised(late) + self._bars(out) + self._bars(self._closed(index))
+        bars.sort(key=_order)
+        self._unsaved.update((bar.key, bar) for bar in bars)
+        self._torn = False
+        return Folded([bar for bar in bars if bar.has_price], [bar for bar in bars if not bar.has_price])
+
+    def settle(self) -> None:
+        """Forget the bars given so far: they are written, `load` will see them."""
+        self._unsaved.clear()
+
+    def _partition(self, partition: int, ticks: Ticks, clock: int) -> int:
+        if partition in self._partitions:
+            return self._partitions[partition]
+        index = self._partitions[partition] = len(self._partitions)
+        published = int(ticks.ts_publish.min()) if len(ticks) else 0
+        self._heard_from = np.append(self._heard_from, min(published, clock) if published > 0 else clock)
+        self._clocks = np.append(self._clocks, self._kernel.NEVER)
+        self._members = np.pad(self._members, ((0, 0), (0, 1)))
+        return index
+
+    def _take(self, ticks: Ticks, before: npt.NDArray[np.int64], partition: int) -> tuple[Any, Any]:
+        """Give the late sums and the bars that this batch's trades let out, as rows of the kernel."""
+        kernel = self._kernel
+        count = self._sum(ticks)
+        part_key = self._part_key[:count]
+        # Keys and minutes fit one word: 2^28 minutes end in 2480.
+        order = np.argsort((part_key << 28) + self._parts[:count, kernel.START] // MINUTE)
+        late = np.empty((6 * count, kernel.OUT_COLUMNS), np.int64)
+        out = np.empty((18 * count, kernel.OUT_COLUMNS), np.int64)
+        late_count, out_count = kernel.apply_minutes(
+            order, self._parts, part_key, self._places, self._frontier, self._due, self._joined, self._members, self._calendar,
+            self._calendar_bounds, self._calendar_rows, before, self._clocks, partition, int(self._heard_from[partition]),
+            self._grace, late, out,
+        )  # fmt: skip
+        return late[:late_count], out[:out_count]
+
+    def _sum(self, ticks: Ticks) -> int:
+        """Sum the batch by key and minute into `_parts`; give the number of sums."""
+        key_of_row = self._assign(ticks)
+        room = 2 * len(ticks)
+        if len(self._parts) < room:
+            self._parts = np.empty((room, self._kernel.COLUMNS), np.int64)
+            self._part_key = np.empty(room, np.int64)
+        table = np.full(_power_of_two(2 * room), -1, np.int32)
+        return self._kernel.sum_minutes(
+            key_of_row, self._whole, ticks.ts_event, ticks.price, ticks.size, ticks.conditions, ticks.flags, self._latest, table,
+            self._parts, self._part_key,
+        )  # fmt: skip
+
+    def _assign(self, ticks: Ticks) -> npt.NDArray[np.int32]:
+        key_of_row = np.empty(len(ticks), np.int32)
+        row, known = 0, self._keys
+        while True:
+            row, self._keys = self._kernel.assign_keys(
+                row, ticks.kind, ticks.action, ticks.instrument_id, ticks.source_id, ticks.conditions, key_of_row, self._table,
+                self._instruments, self._sources, self._whole, self._keys,
+            )  # fmt: skip
+            if row == len(ticks):
+                break
+            self._allocate(2 * len(self._instruments))
+        self._set_calendars(known)
+        return key_of_row
+
+    def _set_calendars(self, known: int) -> None:
+        """Ask for the calendars of the keys from number `known` on."""
+        for key in range(known, self._keys):
+            whole = int(self._whole[key])
+            if whole == key:
+                self._calendar[key] = self._calendar_number(self._sessions_of(int(self._instruments[key])))
+            else:
+                self._calendar[key] = self._calendar[whole]
+
+    def _calendar_number(self, table: SessionTable) -> int:
+        for number, known in enumerate(self._tables):
+            if known is table:
+                return number
+        columns = (table.session_date, table.day_start_ns, table.open_ns, table.close_ns, table.owned_until_ns)
+        first = len(self._calendar_rows)
+        self._calendar_rows = np.concatenate((self._calendar_rows, np.stack(columns, axis=1).astype(np.int64)))
+        bounds = np.array([[first, len(self._calendar_rows), table.owned_from_ns]], np.int64)
+        self._calendar_bounds = np.concatenate((self._calendar_bounds, bounds))
+        self._tables.append(table)
+        return len(self._tables) - 1
+
+    def _closed(self, partition: int) -> Any:
+        """Give the rows of the bars that the clock of this partition has passed."""
+        clock = int(self._clocks[partition])
+        candidates = int(np.count_nonzero(self._due[: self._keys] <= clock))
+        if not candidates:
+            return self._parts[:0]
+        out = np.empty((12 * candidates, self._kernel.OUT_COLUMNS), np.int64)
+        count = self._kernel.close_due(
+            self._keys, clock, self._clocks, self._members, self._places, self._frontier, self._due, self._grace, out
+        )
+        return out[:count]
+
+    def _revised(self, late: Any) -> list[Bar]:
+        """Merge late sums into the bars as they are stored, or as this builder gave them since the last `settle`."""
+        if not len(late):
+            return []
+        late[:, self._kernel.REASON] = np.where(
+            late[:, self._kernel.MARKS] & self._kernel.RELEASED, self._kernel.REASON_RELEASE, self._kernel.REASON_LATE
+        )
+        late[:, self._kernel.REVISION] = late[:, self._kernel.FIRST] != self._kernel.NEVER
+        parts = self._bars(late)
+        missing = [part.key for part in parts if part.key not in self._unsaved]
+        stored = {bar.key: bar for bar in self._load(missing)} if missing else {}
+        return [revise(self._unsaved.get(part.key) or stored.get(part.key), part) for part in parts]
+
+    def _bars(self, rows: Any) -> list[Bar]:
+        kernel = self._kernel
+        if not len(rows):
+            return []
+        keys = rows[:, kernel.KEY]
+        finals = (rows[:, kernel.DAY_END] + self._grace <= self._frontier[keys]).tolist()
+        no_price = rows[:, kernel.FIRST] == kernel.NEVER
+        rows[no_price, kernel.FIRST] = rows[no_price, kernel.LAST] = 0
+        owners = zip(self._instruments[keys].tolist(), self._sources[keys].tolist(), finals, strict=True)
+        return [self._bar(row, *owner) for row, owner in zip(rows.tolist(), owners, strict=True)]
+
+    def _bar(self, row: list[int], instrument_id: int, source_id: int, is_final: bool) -> Bar:
+        kernel = self._kernel
+        return Bar(
+            instrument_id=instrument_id,
+            source_id=source_id,
+            timeframe=TIMEFRAMES[row[kernel.TIMEFRAME]],
+            start=row[kernel.START],
+            end=row[kernel.END],
+            session_date=row[kernel.DATE],
+            open=row[kernel.OPEN],
+            high=row[kernel.HIGH],
+            low=row[kernel.LOW],
+            close=row[kernel.CLOSE],
+            volume=row[kernel.VOLUME_0] + (row[kernel.VOLUME_1] << kernel.DIGIT_BITS),
+            turnover=row[kernel.TURNOVER_0]
+            + (row[kernel.TURNOVER_1] << kernel.DIGIT_BITS)
+            + (row[kernel.TURNOVER_2] << 2 * kernel.DIGIT_BITS),
+            trade_count=row[kernel.COUNT],
+            first_ts=row[kernel.FIRST],
+            last_ts=row[kernel.LAST],
+            revision=row[kernel.REVISION],
+            reason=REASONS[row[kernel.REASON]],
+            is_partial=bool(row[kernel.MARKS] & kernel.PARTIAL),
+            is_final=is_final,
+        )
+
+    def snapshot(self) -> bytes:
+        """Write the state as bytes: the same state gives the same bytes. Bars already given are not in it; keep both in one transaction."""
+        open_bars = self._places[: self._keys, :, :, self._kernel.START] != self._kernel.NEVER
+        where = np.flatnonzero(open_bars)
+        keys = slice(0, self._keys)
+        arrays = (
+            np.fromiter(self._partitions, np.int64, len(self._partitions)), self._clocks, self._heard_from,
+            self._instruments[keys], self._sources[keys], self._frontier[keys], self._joined[keys], where,
+            self._places[keys][open_bars], self._members[keys],
+        )  # fmt: skip
+        header = _HEADER.pack(_MAGIC, self._keys, len(self._partitions), len(where))
+        body = [np.ascontiguousarray(array, _little(array.dtype)).data.cast("B") for array in arrays if array.size]
+        checksum = 0
+        for piece in (header, *body):
+            checksum = zlib.crc32(piece, checksum)
+        return b"".join((header, *body, _CHECKSUM.pack(checksum)))
+
+    def restore(self, data: bytes) -> None:
+        """Take up the state of a snapshot in place of what there is; ValueError when the bytes are none, and nothing has changed then."""
+        keys, partitions, places = _check(data, self._kernel.COLUMNS)
+        self._clear()
+        reader = _Reader(data)
+        self._partitions = {int(name): index for index, name in enumerate(reader.take(np.int64, partitions))}
+        self._clocks = reader.take(np.int64, partitions)
+        self._heard_from = reader.take(np.int64, partitions)
+        self._allocate(max(_FIRST_CAPACITY, _power_of_two(keys)))
+        self._keys = keys
+        self._instruments[:keys] = reader.take(np.int64, keys)
+        self._sources[:keys] = reader.take(np.int64, keys)
+        self._frontier[:keys] = reader.take(np.int64, keys)
+        self._joined[:keys] = reader.take(np.int64, keys)
+        where = reader.take(np.int64, places)
+        flat = self._places.reshape(-1, self._kernel.COLUMNS)
+        flat[where] = reader.take(np.int64, places * self._kernel.COLUMNS).reshape(-1, self._kernel.COLUMNS)
+        self._members[:keys] = reader.take(np.uint8, keys * partitions).reshape(keys, partitions)
+        self._kernel.fill_table(self._table, self._instruments, self._sources, keys)
+        self._find_wholes()
+        self._set_calendars(0)
+        self._kernel.find_due(keys, self._places, self._frontier, self._grace, self._due)
+
+    def _find_wholes(self) -> None:
+        wholes = {int(self._instruments[key]): key for key in range(self._keys) if self._sources[key] == CONSOLIDATED}
+        self._whole[: self._keys] = [wholes[int(instrument)] for instrument in self._instruments[: self._keys]]
+
+
+class _Reader:
+    """Takes little-endian arrays off a snapshot, one after the other."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = _HEADER.size
+
+    def take(self, dtype: type, count: int) -> Any:
+        kind = _little(np.dtype(dtype))
+        array = np.frombuffer(self._data, kind, count, self._at)
+        self._at += array.nbytes
+        return array.astype(dtype)
+
+
+def _check(data: bytes, columns: int) -> tuple[int, int, int]:
+    """Give (keys, partitions, open bars) of a snapshot; ValueError unless every byte is as it was written."""
+    if len(data) < _HEADER.size + _CHECKSUM.size or data[: len(_MAGIC)] != _MAGIC:
+        raise ValueError(f"not a snapshot of bars of this version, was {data[: len(_MAGIC)]!r}")
+    _, keys, partitions, places = _HEADER.unpack_from(data)
+    size = _HEADER.size + 24 * partitions + 32 * keys + (1 + columns) * 8 * places + keys * partitions + _CHECKSUM.size
+    if len(data) != size:
+        raise ValueError(f"a snapshot of {keys} keys has {size} bytes, was {len(data)}")
+    if zlib.crc32(memoryview(data)[: -_CHECKSUM.size]) != _CHECKSUM.unpack(data[-_CHECKSUM.size :])[0]:
+        raise ValueError("the snapshot's checksum does not match")
+    return keys, partitions, places
+
+
+def _little(dtype: "np.dtype[Any]") -> "np.dtype[Any]":
+    return dtype.newbyteorder("<")
+
+
+def _order(bar: Bar) -> tuple[int, int, int, int, int]:
+    return bar.end, TIMEFRAMES.index(bar.timeframe), bar.start, bar.instrument_id, bar.source_id
+
+
+def _power_of_two(at_least: int) -> int:
+    return 1 << max(at_least - 1, 1).bit_length()
