@@ -9,6 +9,9 @@ from urllib.parse import unquote, urlsplit
 
 from config.embedded import endpoints
 from config.env import load
+from config.logging import configure
+from config.schedule import BEAT_SCHEDULE
+from config.unfold import UNFOLD as UNFOLD
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 MDI = load(os.environ)
@@ -107,6 +110,8 @@ CSRF_COOKIE_NAME = f"mdi_csrf_{MDI.port}"
 
 CELERY_BROKER_URL = REDIS_URL
 CELERY_TASK_IGNORE_RESULT = True
+CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_SCHEDULE = BEAT_SCHEDULE
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_timeout": 2, "socket_connect_timeout": 2}
@@ -138,3 +143,6 @@ NORMALIZED_TOPICS = {
 INTEGRATED_TOPICS = {
     name: f"persistent://{MDI.pulsar_tenant}/{MDI.integrated_namespace}/{name}" for name in ("ticks", "bars", "corporate-actions", "quality")
 }
+CANARY_TOPIC = f"persistent://{MDI.pulsar_tenant}/canary/heartbeat"
+
+LOGGING = configure(MDI.log_format, MDI.log_level)
