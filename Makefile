@@ -3,6 +3,8 @@ PORT ?= 8000
 VAR_DIR ?= $(CURDIR)/var
 DEMO ?= 1
 SUITE ?= ingest
+WORKERS ?= 2
+ARGS ?=
 PYTHON ?= python3
 
 VENV := .venv
@@ -13,7 +15,7 @@ LOCKS := requirements.txt requirements-embedded.txt requirements-dev.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock clean
+.PHONY: help setup run test test-browser coverage lint bench lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -30,9 +32,35 @@ $(STAMP): $(LOCKS) requirements-demo.txt package-lock.json
 	 || { echo "setup: uv could not, trying pip"; \
 	      env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -q --require-hashes $(LOCKS:%=-r %) \
 	   && env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -q --require-hashes --no-deps -r requirements-demo.txt; }
-	@echo "setup: browser libraries"
-	@$(BIN)/npm ci --ignore-scripts --no-fund --no-audit --loglevel=error
+	@echo "setup: browser libraries; the broker's jars (once for all clones)"
+	@$(BIN)/npm ci --ignore-scripts --no-fund --no-audit --loglevel=error & npm=$$!; \
+	 env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m config.embedded.jars && wait $$npm
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q config integration quality corporate_actions distribution || true
 	@touch $@
+
+# `exec`: signals go to the supervisor itself, not to a shell before it.
+run: $(STAMP) ## Run everything: servers, demo feed, processing, web page (PORT, VAR_DIR, DEMO)
+	@exec env MDI_PORT=$(PORT) MDI_VAR_DIR="$(VAR_DIR)" MDI_DEMO=$(DEMO) $(BIN)/python manage.py run_stack
+
+test: $(STAMP) ## Run the whole test suite; browser tests too where Chromium is installed
+	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-browser: $(STAMP) ## Run the tests that drive Chromium
+	@exec $(BIN)/python -m pytest -m browser $(ARGS)
+
+coverage: $(STAMP) ## Run the suite and show what no test reaches
+	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+lint: $(STAMP) ## Check import floors, style, types, Django and migrations
+	@$(BIN)/lint-imports
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/python manage.py check --fail-level WARNING
+	@$(BIN)/python manage.py makemigrations --check --dry-run
+
+bench: $(STAMP) ## Measure (SUITE=ingest, ...); the last line is JSON
+	@exec $(BIN)/python manage.py bench $(SUITE)
 
 lock: ## Compile the requirements files again (newest versions that fit)
 	@for name in "" -embedded -dev -demo; do \

@@ -194,7 +194,7 @@ def parse(source: MappedEnv, line: Setting) -> Any:
     if line.kind == "path":
         return source.path(name, validate=checks).expanduser().absolute()
     if line.kind == "list":
-        return tuple(part.strip() for part in source.list(name, validate=checks))
+        return tuple(str(part).strip() for part in source.list(name, subcast=str, validate=checks))
     return source.str(name, validate=checks)
 
 

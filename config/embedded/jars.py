@@ -153,6 +153,7 @@ def fetch_one(jar: Jar, folder: Path, progress: "Progress", repositories: Reposi
     reason = ""
     for attempt in range(ATTEMPTS):
         time.sleep(attempt)
+        path: Path | None = None
         try:
             path = artifact.resolve()
         except Exception as error:  # noqa: BLE001 - jgo raises whatever its parts raise; the reason goes into our error

@@ -33,7 +33,7 @@ def main(spec: dict[str, Any]) -> int:
 
 
 def become(spec: dict[str, Any], keeper: int) -> None:
-    """Turn this child into the server; never returns."""
+    """Turn this child into the program of the spec; never returns. An env of None keeps the present one."""
     try:
         os.setsid()
         if spec["identity"] == "namespace":
@@ -46,7 +46,8 @@ def become(spec: dict[str, Any], keeper: int) -> None:
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
         os.chdir(spec["cwd"])
-        os.execve(spec["argv"][0], spec["argv"], spec["env"])  # noqa: S606 - the point of this module
+        env = os.environ if spec["env"] is None else spec["env"]
+        os.execve(spec["argv"][0], spec["argv"], env)  # noqa: S606 - the point of this module
     except OSError as error:
         os.write(2, f"FATAL: cannot run {spec['argv'][0]}: {error}\n".encode())
     finally:

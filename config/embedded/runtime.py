@@ -45,6 +45,10 @@ class VarFolder:
         """Return the secret of that name (64 hexadecimal digits), made on first use and kept 0600."""
         return self.secret_bytes(name, lambda: secrets.token_hex(32).encode()).decode()
 
+    def password(self, name: str) -> str:
+        """Return a password that a person may have to type (20 characters), made on first use and kept 0600."""
+        return self.secret_bytes(name, lambda: secrets.token_urlsafe(15).encode()).decode()
+
     def secret_key(self, name: str) -> bytes:
         """Return a key of 32 random bytes, made on first use and kept 0600."""
         return self.secret_bytes(name, lambda: secrets.token_bytes(32))
