@@ -48,6 +48,7 @@ class Link:
         self._again: deque[Outgoing] = deque()
         self._lock = threading.Lock()
         self._settled = 0
+        self._is_closing = False
 
     @property
     def in_flight(self) -> int:
@@ -70,7 +71,7 @@ class Link:
             authentication=pulsar.AuthenticationToken(self._token) if self._token else None,
             operation_timeout_seconds=_OPERATION_TIMEOUT_S,
             tls_validate_hostname=True,
-            logger=logging.getLogger("pulsar.feed"),  # an own logger: without one the client writes to stdout
+            logger=_client_logger(),
         )
         try:
             self._producers = {name: self._producer(client, topic) for name, topic in self._topics.items()}
@@ -104,6 +105,7 @@ class Link:
 
     def close(self) -> None:
         """Close the connection; what is in flight is given up."""
+        self._is_closing = True
         if self._client is not None:
             self._client.close()
             self._client, self._producers = None, {}
@@ -118,7 +120,6 @@ class Link:
             batching_enabled=True,
             batching_type=pulsar.BatchingType.KeyBased,
             batching_max_publish_delay_ms=2,
-            message_routing_mode=pulsar.PartitionsRoutingMode.UseSinglePartition,
         )
 
     def _settle(self, message: Outgoing, result: pulsar.Result, _: pulsar.MessageId) -> None:
@@ -126,7 +127,18 @@ class Link:
             self._settled += 1
             if result == pulsar.Result.Ok:
                 return
-            if not self.refusals[result.name]:
-                logger.error("broker refused a message on %s: %s; it will be sent again", message.topic, result.name)
-            self.refusals[result.name] += 1
             self._again.append(message)
+            if not self._is_closing:
+                if not self.refusals[result.name]:
+                    logger.error("broker refused a message on %s: %s; it will be sent again", message.topic, result.name)
+                self.refusals[result.name] += 1
+
+
+def _client_logger() -> logging.Logger:
+    """Give the client a logger of its own, since without one it writes to stdout, and keep it quiet.
+
+    It repeats one line per partition and attempt while the broker is away; the feed says that once.
+    """
+    client_logger = logging.getLogger("pulsar.feed")
+    client_logger.setLevel(logging.CRITICAL)
+    return client_logger

@@ -70,9 +70,10 @@ class Stream:
             tick, self._head = self._head, next(self._ticks)
             yield from self._at(tick)
 
-    def hold_up(self, now: int) -> None:
-        """Go on from `now`: what could not be sent in time is sent at the time it is sent, not all at once with old times."""
-        self.shift = max(self.shift, now - self._head.due)
+    def hold_up(self, now: int, *, tolerance: int) -> None:
+        """When the stream is behind by more than `tolerance` ns, go on from `now`: no burst of old times after an outage."""
+        if now - self._head.due - self.shift > tolerance:
+            self.shift = now - self._head.due
 
     def closing(self) -> Iterator[Event]:
         """End what is open, so that no instrument stays halted when the feed stops."""
