@@ -4,7 +4,7 @@ No Django: `load_demo` turns it into rows, the feed turns it into events.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
 from integration.market.units import NANOS
 
@@ -19,6 +19,14 @@ NORMALIZED: Final = 1
 DISTRIBUTED: Final = 2
 PROVIDER: Final = 3
 ARROW: Final = 4
+
+
+class Style(TypedDict, total=False):
+    """How an instrument's events are written."""
+
+    by_isin: bool
+    times_as_text: bool
+    prices_as_text: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,24 +97,33 @@ E_MINI: Final = DemoInstrument(
 
 
 def _fund(
-    symbol: str, name: str, form: int, *, isin: str = "", asset_class: str = "equities", issuer: str = "iShares", **rest: bool
+    symbol: str,
+    name: str,
+    form: int,
+    *,
+    isin: str = "",
+    asset_class: str = "equities",
+    issuer: str = "iShares",
+    **style: Unpack[Style],
 ) -> DemoInstrument:
     return DemoInstrument(
-        symbol, "SIMX", f"{name} (simulated)", asset_class, form, isin=isin, issuer=issuer, **rest
+        symbol, "SIMX", f"{name} (simulated)", asset_class, form, isin=isin, issuer=issuer, **style
     )  # fmt: skip
 
 
-def _bond_fund(symbol: str, name: str, form: int, *, isin: str, issuer: str = "iShares", **rest: bool) -> DemoInstrument:
-    return _fund(symbol, name, form, isin=isin, asset_class="fixed-income", issuer=issuer, **rest)
+def _bond_fund(
+    symbol: str, name: str, form: int, *, isin: str, issuer: str = "iShares", **style: Unpack[Style]
+) -> DemoInstrument:
+    return _fund(symbol, name, form, isin=isin, asset_class="fixed-income", issuer=issuer, **style)
 
 
-def _sector(symbol: str, name: str, form: int, isin: str, **rest: bool) -> DemoInstrument:
-    return _fund(symbol, f"{name} Select Sector SPDR", form, isin=isin, issuer="State Street", **rest)
+def _sector(symbol: str, name: str, form: int, isin: str, **style: Unpack[Style]) -> DemoInstrument:
+    return _fund(symbol, f"{name} Select Sector SPDR", form, isin=isin, issuer="State Street", **style)
 
 
-def _share(symbol: str, name: str, isin: str, **rest: bool) -> DemoInstrument:
+def _share(symbol: str, name: str, isin: str, **style: Unpack[Style]) -> DemoInstrument:
     return DemoInstrument(
-        symbol, "SIMX", f"{name} (simulated)", "equities", DISTRIBUTED, isin=isin, issuer=name, share=2.0, typical_size=150, **rest
+        symbol, "SIMX", f"{name} (simulated)", "equities", DISTRIBUTED, isin=isin, issuer=name, share=2.0, typical_size=150, **style
     )  # fmt: skip
 
 
@@ -172,4 +189,3 @@ SOURCES: Final = (
     DemoSource(REPLAY, "CME trades of September 2013, replayed at today's time", False, ("commodities",)),
     DemoSource(SIMULATED, "Simulated between real daily prices", True, ASSET_CLASSES),
 )
-

@@ -114,7 +114,7 @@ class Faults:
         return after + int(self._rng.exponential(self._interval)) if self._interval else after
 
     def _choose(self, kind: str) -> DemoInstrument:
-        fits = [one for one in SIMULATED_INSTRUMENTS if one.symbol not in self.halted and _FITS.get(kind, _any)(one)]
+        fits = [one for one in _FITS.get(kind, SIMULATED_INSTRUMENTS) if one.symbol not in self.halted]
         return fits[int(self._rng.integers(len(fits)))]
 
     def _fresh(self, due: int, last: Event) -> Event:
@@ -142,7 +142,9 @@ class Faults:
             return None
         says_so = instrument.form not in (DISTRIBUTED, PROVIDER) and self._rng.random() < 0.5
         late = last.ts_event - int(self._rng.uniform(2, 20) * NANOS)
-        return self._fresh(due, last)._replace(ts_event=late, conditions=CONDITION_BITS["out_of_sequence"] if says_so else 0)
+        return self._fresh(due, last)._replace(
+            ts_event=late, conditions=CONDITION_BITS["out_of_sequence"] if says_so else 0
+        )
 
     def _repeat(self, due: int, instrument: DemoInstrument) -> Event | None:
         return self._trade(instrument)
@@ -175,7 +177,9 @@ class Faults:
         return self._status(due, instrument, "open")
 
     def _status(self, due: int, instrument: DemoInstrument, status: str) -> Event:
-        return Event(due, instrument, STATUS, self._stamp(due), sequence=self._numbering.take(instrument), status=status)
+        return Event(
+            due, instrument, STATUS, self._stamp(due), sequence=self._numbering.take(instrument), status=status
+        )
 
     def _unknown_instrument(self, due: int, instrument: DemoInstrument) -> Event | None:
         sequence = self._numbering.take(UNKNOWN)
@@ -195,18 +199,11 @@ class Faults:
         return fresh._replace(ts_event=fresh.ts_event + _FUTURE)
 
 
-def _any(instrument: DemoInstrument) -> bool:
-    return True
-
-
-def _is_json(instrument: DemoInstrument) -> bool:
-    return instrument.form != ARROW
-
-
+_JSON_INSTRUMENTS: Final = tuple(one for one in SIMULATED_INSTRUMENTS if one.form != ARROW)
 # Negative prices are wrong for certain only in equities; a halt and a broken text need an instrument that is sent as JSON.
-_FITS: Final[dict[str, Callable[[DemoInstrument], bool]]] = {
-    WRONG_PRICE: lambda instrument: instrument.asset_class == "equities",
-    HALT: _is_json,
-    MALFORMED: _is_json,
+_FITS: Final = {
+    WRONG_PRICE: tuple(one for one in SIMULATED_INSTRUMENTS if one.asset_class == "equities"),
+    HALT: _JSON_INSTRUMENTS,
+    MALFORMED: _JSON_INSTRUMENTS,
 }
 _PROBABILITIES: Final = np.array(list(_WEIGHTS.values())) / sum(_WEIGHTS.values())

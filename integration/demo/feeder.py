@@ -115,12 +115,16 @@ class Feeder:
             "outcomes": dict(tally.outcomes),
             "faults": dict(tally.faults) | ({GAP: faults.counts[GAP]} if faults.counts[GAP] else {}),
             "skipped_sequences": faults.skipped,
-            "last_sequences": {f"{source}/{channel}": last for (source, channel), last in self.stream.numbering.last.items()},
+            "last_sequences": {
+                f"{source}/{channel}": last for (source, channel), last in self.stream.numbering.last.items()
+            },
             "instruments": {text: dict(sums) for text, sums in sorted(tally.instruments.items())},
         }
 
     def _is_done(self, end: float | None) -> bool:
-        return (self._count is not None and self.tally.events >= self._count) or (end is not None and time.monotonic() >= end)
+        return (self._count is not None and self.tally.events >= self._count) or (
+            end is not None and time.monotonic() >= end
+        )
 
     def _connect(self) -> None:
         """Try with growing pauses until there is a connection or somebody stops the feed."""
@@ -147,7 +151,9 @@ class Feeder:
 
     def _wait_for_broker(self) -> None:
         since = time.monotonic()
-        logger.warning("broker away at %s: the feed is held up, %s messages unconfirmed", self.link.url, self.link.unconfirmed)
+        logger.warning(
+            "broker away at %s: the feed is held up, %s messages unconfirmed", self.link.url, self.link.unconfirmed
+        )
         while not self._is_stopped and not self.link.is_connected:
             self._sleep(10 * STEP_S)
         if not self._is_stopped:

@@ -140,4 +140,6 @@ def _file(package: str, path: str) -> Path:
         found = Path(folder, path)
         if found.is_file():
             return found
-    raise MissingDataError(f"demo data missing: package {package} with {path} is not installed (make setup installs it)")
+    raise MissingDataError(
+        f"demo data missing: package {package} with {path} is not installed (make setup installs it)"
+    )

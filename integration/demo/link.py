@@ -130,7 +130,9 @@ class Link:
             self._again.append(message)
             if not self._is_closing:
                 if not self.refusals[result.name]:
-                    logger.error("broker refused a message on %s: %s; it will be sent again", message.topic, result.name)
+                    logger.error(
+                        "broker refused a message on %s: %s; it will be sent again", message.topic, result.name
+                    )
                 self.refusals[result.name] += 1
 
 

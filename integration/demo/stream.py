@@ -16,6 +16,7 @@ from integration.demo.paths import DAY_NS, day_phase, simulate_day
 from integration.demo.replay import replay
 from integration.market.ticks import TRADE
 
+
 class _Planned(NamedTuple):
     """A sound tick before it has a number and a time."""
 
@@ -90,7 +91,9 @@ class Stream:
         """Say of every instrument that it is open: a feed that was killed may have left it halted."""
         for instrument in INSTRUMENTS:
             due = self.options.start
-            yield Event(due, instrument, STATUS, self.stamp(due), sequence=self.numbering.take(instrument), status="open")
+            yield Event(
+                due, instrument, STATUS, self.stamp(due), sequence=self.numbering.take(instrument), status="open"
+            )
 
     def _event(self, tick: _Planned) -> Event:
         sequence = self.numbering.take(tick.instrument)

@@ -1,29 +1,23 @@
-"""Demo events as bytes, in the four forms of docs/events.md. Times and prices are written in each of the permitted ways.
-
-The Arrow schema is written from that page and not taken from the service's decoder, so that a slip there shows.
-"""
+"""Demo events as bytes, in the four forms of docs/events.md. Times and prices are written in each of the permitted ways."""
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
-import pyarrow as pa
 
 from integration.demo.catalogue import DISTRIBUTED, PROVIDER, DemoInstrument
 from integration.demo.events import STATUS, Event
 from integration.demo.faults import MALFORMED
+from integration.market.tick_streams import CONTENT_TYPE, encode_ticks_stream
 from integration.market.ticks import CONDITION_BITS, QUOTE, TRADE
+from integration.market.times import text_from_ns
 from integration.market.units import NANOS, text_from_nanos
 
 _KINDS: Final = {TRADE: "trade", QUOTE: "quote", STATUS: "status"}
-_KIND, _COUNT, _TEXT, _BITS = pa.uint8(), pa.int64(), pa.utf8(), pa.uint32()
-_COLUMNS: Final = (
-    ("sequence", _COUNT), ("kind", _KIND), ("action", _KIND), ("instrument", _TEXT), ("ts_event", _COUNT), ("price", _COUNT),
-    ("size", _COUNT), ("ask_price", _COUNT), ("ask_size", _COUNT), ("conditions", _BITS), ("trade_id", _COUNT),
+ARROW_PROPERTIES: Final = {"content-type": CONTENT_TYPE}
+_ARROW_COLUMNS: Final = (
+    "sequence", "kind", "ts_event", "price", "size", "ask_price", "ask_size", "conditions", "trade_id",
 )  # fmt: skip
-_FIELDS: Final = [pa.field(name, kind, nullable=False) for name, kind in _COLUMNS]
-ARROW_PROPERTIES: Final = {"content-type": "application/vnd.apache.arrow.stream"}
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -34,26 +28,15 @@ def json_message(event: Event, session: int) -> bytes:
 
 
 def arrow_message(events: Sequence[Event], session: int) -> bytes:
-    """Write trades and quotes of one channel as one Arrow stream of one record batch."""
+    """Write trades and quotes of one channel as one Arrow stream."""
     first = events[0].instrument
-    metadata = {"version": "1", "source": first.source, "channel": str(first.channel), "session": str(session)}
-    schema = pa.schema(_FIELDS, metadata=metadata)
-    rows = [
-        (e.sequence, e.kind, 0, e.instrument.text, e.ts_event, e.price, e.size, e.ask_price, e.ask_size, e.conditions, e.trade_id)
-        for e in events
-    ]
-    columns = [pa.array(values, kind) for values, (_, kind) in zip(zip(*rows, strict=True), _COLUMNS, strict=True)]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def iso_text(ts: int) -> str:
-    """Write ns UTC as ISO 8601 with nine decimals."""
-    seconds, fraction = divmod(ts, NANOS)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z"
+    return encode_ticks_stream(
+        {name: [getattr(event, name) for event in events] for name in _ARROW_COLUMNS},
+        [event.instrument.text for event in events],
+        source=first.source,
+        channel=first.channel,
+        session=session,
+    )
 
 
 def _writer(event: Event) -> Callable[[Event, int], dict[str, Any]]:
@@ -66,7 +49,7 @@ def _writer(event: Event) -> Callable[[Event, int], dict[str, Any]]:
 
 def _normalized(event: Event, session: int) -> dict[str, Any]:
     instrument = event.instrument
-    metadata = {"source": instrument.source, "kind": _KINDS[event.kind], **_numbers(event, session)}
+    metadata: dict[str, Any] = {"source": instrument.source, "kind": _KINDS[event.kind], **_numbers(event, session)}
     if event.kind == STATUS:
         prices, sizes, metadata["status"] = {}, {}, event.status
     elif event.kind == QUOTE:
@@ -103,7 +86,7 @@ def _distributed(event: Event, session: int) -> dict[str, Any]:
 
 def _provider(event: Event, session: int) -> dict[str, Any]:
     instrument, time = event.instrument, _time(event.instrument, event.ts_event)
-    data = {
+    data: dict[str, Any] = {
         "symbol": instrument.symbol, "exchange": instrument.mic, "currency": instrument.currency, "timestamp": time,
         "data_type": _KINDS[event.kind],
     }  # fmt: skip
@@ -136,7 +119,7 @@ def _event_id(event: Event, session: int) -> str:
 
 
 def _time(instrument: DemoInstrument, ts: int) -> int | str:
-    return iso_text(ts) if instrument.times_as_text else ts
+    return text_from_ns(ts) if instrument.times_as_text else ts
 
 
 def _price(instrument: DemoInstrument, nanos: int) -> float | str:

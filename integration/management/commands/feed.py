@@ -17,18 +17,26 @@ class Command(BaseCommand):
         "Publish demo market data to the normalized topics: real E-mini trades replayed, simulated instruments, and faults. "
         "Ends on SIGTERM or SIGINT with one JSON line of what was sent."
     )
-    requires_system_checks: list[str] = []  # noqa: RUF012  # the feed uses no part of the service
+    requires_system_checks: list[str] = []  # the feed uses no part of the service
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--speed", type=float, default=10.0, help="how much faster than real the trades are replayed (10)")
-        parser.add_argument("--rate", type=float, default=200.0, help="simulated ticks a second in all; 0 for none (200)")
+        parser.add_argument(
+            "--speed", type=float, default=10.0, help="how much faster than real the trades are replayed (10)"
+        )
+        parser.add_argument(
+            "--rate", type=float, default=200.0, help="simulated ticks a second in all; 0 for none (200)"
+        )
         parser.add_argument("--faults", type=float, default=1.0, help="multiplies the rate of faults; 0 for none (1)")
         parser.add_argument("--seed", type=int, default=1, help="the same seed and start make the same events (1)")
         parser.add_argument("--start", type=int, default=None, help="schedule begins here, ns since 1970 UTC (now)")
-        parser.add_argument("--session", type=int, default=None, help="session of the sequence numbers (start in seconds)")
+        parser.add_argument(
+            "--session", type=int, default=None, help="session of the sequence numbers (start in seconds)"
+        )
         parser.add_argument("--count", type=int, default=None, help="stop after so many events")
         parser.add_argument("--seconds", type=float, default=None, help="stop after so long")
-        parser.add_argument("--max-rate", action="store_true", help="send as fast as the broker takes it, stamped with the present")
+        parser.add_argument(
+            "--max-rate", action="store_true", help="send as fast as the broker takes it, stamped with the present"
+        )
 
     def handle(self, *_: Any, **options: Any) -> None:
         # Imported here: `manage.py help` and the tests of other commands need none of it.
