@@ -1,5 +1,6 @@
 """Servers of others, set by MDI_*_URL: say which before touching them, and tell in one line when one cannot be used."""
 
+import logging
 from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -7,6 +8,9 @@ from config.embedded import EmbeddedServerError, topology
 from config.env import Environment
 
 TIMEOUT_SECONDS = 5
+
+# The client prints connection errors whatever its level, unless it has a logger.
+SILENT = logging.Logger("silent", logging.CRITICAL + 1)  # noqa: LOG001 - not part of the tree of loggers
 
 Say = Callable[[str], None]
 
@@ -71,7 +75,7 @@ def try_pulsar(url: str, settings: Environment) -> None:
         authentication=pulsar.AuthenticationToken(settings.pulsar_token) if settings.pulsar_token else None,
         operation_timeout_seconds=TIMEOUT_SECONDS,
         tls_validate_hostname=True,
-        logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Fatal),
+        logger=SILENT,
     )
     topic = f"persistent://{settings.pulsar_tenant}/{settings.normalized_namespace}/equities"
     try:

@@ -117,6 +117,7 @@ class Supervisor:
             "env": None,
             "identity": "",
             "stop_signal": int(signal.SIGKILL),
+            "parent": os.getpid(),
         }
         # By way of the keeper's code: own session, death with this thread; a preexec function is unsafe beside threads.
         launch = [sys.executable, "-I", "-S", keeper.__file__, "--once", json.dumps(spec)]

@@ -128,6 +128,7 @@ def stop(child: int, spec: dict[str, Any]) -> int | None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--once":
-        # A short program (initdb): become it, with the caller in the keeper's place.
-        become(json.loads(sys.argv[2]), os.getppid())
+        # No keeping: become the program, with the caller in the keeper's place.
+        once = json.loads(sys.argv[2])
+        become(once, once["parent"])
     sys.exit(main(json.loads(sys.argv[1])))

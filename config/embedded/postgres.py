@@ -219,7 +219,7 @@ def allows_user_namespace() -> bool:
 def run_under_identity(spec: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     """Run a keeper's spec to its end, without keeping, and return its output."""
     return subprocess.run(
-        [sys.executable, "-I", "-S", keeper.__file__, "--once", json.dumps(spec)],
+        [sys.executable, "-I", "-S", keeper.__file__, "--once", json.dumps(spec | {"parent": os.getpid()})],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
