@@ -8,3 +8,7 @@ class IntegrationConfig(AppConfig):
 
     name = "integration"
     verbose_name = "Integration"
+
+    def ready(self) -> None:
+        """Register the system checks."""
+        from integration import checks  # noqa: F401

@@ -4,13 +4,19 @@ Holds its names, its bytes and its age. The consumer's process sends it, the seq
 no count and in no table of ticks (docs/events.md).
 """
 
-from typing import Final
+import threading
+import time
+from typing import Any, Final
 
 import msgspec
+import structlog
 from django.conf import settings
 from django.core.cache import cache
+from redis.exceptions import RedisError
 
 from integration.models import Batch
+
+log = structlog.get_logger(__name__)
 
 VENUE: Final = "MDIX"
 INSTRUMENT: Final = "CANARY.MDIX"
@@ -43,8 +49,11 @@ def canary_event(now_ns: int, session: int, sequence: int) -> bytes:
 
 
 def mark_canary(ts_event: int) -> None:
-    """Remember that the canary sent at `ts_event` (ns UTC) has reached the end of the path."""
-    cache.set(CACHE_KEY, ts_event, _CACHE_SECONDS)
+    """Remember that the canary sent at `ts_event` (ns UTC) has reached the end of the path; ticks flow on without Valkey."""
+    try:
+        cache.set(CACHE_KEY, ts_event, _CACHE_SECONDS)
+    except (RedisError, OSError) as problem:
+        log.warning("canary not marked", error=str(problem))
 
 
 def canary_age(now_ns: int) -> float | None:
@@ -52,10 +61,39 @@ def canary_age(now_ns: int) -> float | None:
 
     Reads the mark; where Valkey has lost it, the newest numbered batch of the canary's partition.
     """
-    seen: int | None = cache.get(CACHE_KEY)
+    seen = _marked()
     if seen is None:
         newest = Batch.objects.filter(
             position__subscription__topic=canary_topic(), pub_seq__isnull=False, message_count__gt=0
         ).order_by("-id")
         seen = newest.values_list("clock", flat=True).first()
     return None if seen is None else max(0.0, (now_ns - seen) / 1e9)
+
+
+def _marked() -> int | None:
+    try:
+        marked: int | None = cache.get(CACHE_KEY)
+    except (RedisError, OSError):
+        return None
+    return marked
+
+
+class CanarySender(threading.Thread):
+    """Sends a canary now and then until told to stop. Runs in the consumer's process, on its broker connection."""
+
+    def __init__(self, client: Any, stop: threading.Event) -> None:
+        super().__init__(name="canary", daemon=True)
+        self._client, self._stop_event = client, stop
+        self._interval_s = settings.MDI.canary_interval_ms / 1000
+
+    def run(self) -> None:
+        """Send; a broker that is away is tried again at the next beat, since silence is what the canary is for."""
+        session, sequence, producer = time.time_ns(), 0, None
+        while self._interval_s and not self._stop_event.wait(self._interval_s):
+            try:
+                producer = producer or self._client.create_producer(canary_topic())
+                sequence += 1
+                producer.send(canary_event(time.time_ns(), session, sequence), partition_key=INSTRUMENT)
+            except Exception as problem:  # noqa: BLE001 - of any kind: its silence is the alarm
+                log.warning("canary not sent", error=str(problem))
+                producer = None

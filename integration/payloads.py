@@ -58,6 +58,8 @@ class _Pairs(list[tuple[str, object]]):
 class _Verbatim(str):
     """A number as it was written."""
 
+    __slots__ = ()
+
 
 def _write(value: object, depth: int) -> str:
     if depth > _DEEPEST:

@@ -1,0 +1,95 @@
+"""What is worth an alert: a table of kinds, and the facts compared with their limits. Pure; rows are written by `services`.
+
+Every kind has a runbook in docs/operations.md (a test holds that). Limits are the longest time at which a healthy service is
+still silent, so that an alert always needs a person.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+QUARANTINE: Final = "quarantine"
+GAP: Final = "gap"
+JOB_FAILED: Final = "job_failed"
+CONSUMER_STALE: Final = "consumer_stale"
+SEQUENCER_STALE: Final = "sequencer_stale"
+PUBLISHER_BACKLOG: Final = "publisher_backlog"
+CANARY_LATE: Final = "canary_late"
+
+INFO: Final = "info"
+WARNING: Final = "warning"
+CRITICAL: Final = "critical"
+
+SEVERITIES: Final[dict[str, str]] = {
+    QUARANTINE: WARNING,
+    GAP: WARNING,
+    JOB_FAILED: WARNING,
+    CONSUMER_STALE: CRITICAL,
+    SEQUENCER_STALE: CRITICAL,
+    PUBLISHER_BACKLOG: CRITICAL,
+    CANARY_LATE: CRITICAL,
+}
+
+LEASE_LIMIT_S: Final = 15.0  # a holder renews every second or with each batch; a standby takes over in five
+UNPUBLISHED_LIMIT_S: Final = 30.0  # a committed batch is sent within a second
+CANARY_LIMIT_S: Final = 15.0  # one is sent each second
+GAP_LIMIT_S: Final = 60.0  # a late partition closes gaps by itself before that
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One alert that should be open now; the same (kind, key) is the same alert."""
+
+    kind: str
+    key: str
+    message: str
+
+    @property
+    def severity(self) -> str:
+        """How urgent it is: info, warning or critical."""
+        return SEVERITIES[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFact:
+    """A lease as read: seconds since its holder renewed it, None when nobody ever held it."""
+
+    name: str
+    age_s: float | None
+    is_paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the alerts are judged by; ages in seconds, None where there is nothing to be old."""
+
+    quarantined: Sequence[tuple[str, int]]
+    gaps: Sequence[tuple[str, int]]
+    failed_jobs: Sequence[tuple[str, int]]
+    consumers: Sequence[LeaseFact]
+    sequencer_age_s: float | None
+    unpublished_age_s: float | None
+    canary_age_s: float | None
+
+
+def findings(facts: Facts) -> Iterator[Finding]:
+    """Give every alert that should be open, by the facts."""
+    for code, count in facts.quarantined:
+        yield Finding(QUARANTINE, code, f"{count:,} events wait in quarantine for the reason {code}")
+    for source, count in facts.gaps:
+        yield Finding(GAP, source, f"{count:,} sequences of {source} have not come")
+    for kind, count in facts.failed_jobs:
+        yield Finding(JOB_FAILED, kind, f"{count:,} jobs of the kind {kind} failed for good")
+    for lease in facts.consumers:
+        if lease.age_s is not None and lease.age_s > LEASE_LIMIT_S and not lease.is_paused:
+            yield Finding(CONSUMER_STALE, lease.name, f"no consumer has renewed its lease for {lease.age_s:.0f} s")
+    yield from _path_findings(facts)
+
+
+def _path_findings(facts: Facts) -> Iterator[Finding]:
+    if facts.sequencer_age_s is not None and facts.sequencer_age_s > LEASE_LIMIT_S:
+        yield Finding(SEQUENCER_STALE, "sequencer", f"no sequencer has renewed its lease for {facts.sequencer_age_s:.0f} s")
+    if facts.unpublished_age_s is not None and facts.unpublished_age_s > UNPUBLISHED_LIMIT_S:
+        yield Finding(PUBLISHER_BACKLOG, "publisher", f"the oldest unpublished batch is {facts.unpublished_age_s:.0f} s old")
+    if facts.canary_age_s is not None and facts.canary_age_s > CANARY_LIMIT_S:
+        yield Finding(CANARY_LATE, "canary", f"the newest canary at the end of the path is {facts.canary_age_s:.0f} s old")

@@ -1,0 +1,315 @@
+"""Work that is not per tick: job rows are claimed, run, retried. Celery (or a test) only calls `run_due_jobs` and `plan_jobs`.
+
+A running job is held by a session-level advisory lock on its id, so that a worker's death frees it at once and no timeout
+guesses. Handlers are idempotent: any of them may run twice. Needs session pooling, not a transaction-pooling proxy.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import numpy as np
+import structlog
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import IntegrityError, connection, models, transaction
+from django.db.models import F, QuerySet
+from django.utils import timezone
+
+from integration import alerts, services
+from integration.market.errors import FatalError, SkippableError
+from integration.metrics import record_job
+from integration.models import Alert, Batch, Job, OutgoingMessage, QuarantinedEvent, SequencerState, Slice
+from integration.slices import NS, WIDTHS_NS, SliceMap
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[str], None]
+MAX_ATTEMPTS: Final = 8  # with the back-off below: about 35 minutes
+_LOCK_SPACE: Final = 0x4D4A  # "MJ"; the first half of the advisory lock's two numbers
+_BACK_OFF_S: Final = (5, 10, 20, 60, 120, 300, 600, 900)
+_CHUNK: Final = 500  # rows a retention statement deletes, so that none holds locks for long
+_CHUNKS_PER_RUN: Final = 200
+# Slices are made this far ahead, once a minute; not further, since their width follows the rate of the last minutes.
+SLICE_HORIZON_S: Final = 300
+SLICE_SETTLED_S: Final = 15 * 60  # a slice is finished when its end lies this far back: late ticks are rare then
+_SLICES_PER_PLAN: Final = 50
+TABLES: Final = {"trade": "price, size", "quote": "bid, ask"}
+
+HANDLERS: Final[dict[str, Handler]] = {}
+
+
+def handles(kind: str) -> Callable[[Handler], Handler]:
+    """Register the handler of a kind of job; it is called with the job's key and must be idempotent."""
+
+    def register(handler: Handler) -> Handler:
+        if kind in HANDLERS:
+            raise ValueError(f"a handler for this kind exists already, was {kind!r}")
+        HANDLERS[kind] = handler
+        return handler
+
+    return register
+
+
+def enqueue(*, kind: str, key: str) -> None:
+    """Write a job row unless the same work waits already; call it in the transaction that makes the work necessary."""
+    Job.objects.bulk_create([Job(kind=kind, key=key)], ignore_conflicts=True)
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def run_due_jobs(limit: int = 50) -> int:
+    """Run jobs that are due, one after the other, until none is or `limit` is reached; returns how many ran."""
+    requeue_orphans()
+    ran = 0
+    while ran < limit and (job := claim_job()) is not None:
+        run_job(job)
+        ran += 1
+    return ran
+
+
+def claim_job() -> Job | None:
+    """Take the oldest due job that nobody else holds; the caller must pass it to `run_job`, which frees it."""
+    with transaction.atomic():
+        due = Job.objects.select_for_update(skip_locked=True).filter(state=Job.State.PENDING, run_after__lte=timezone.now())
+        job = due.order_by("run_after", "id").first()
+        if job is None or not _hold(job.pk):
+            return None
+        job.state, job.started_at, job.attempts = Job.State.RUNNING, timezone.now(), job.attempts + 1
+        job.save(update_fields=["state", "started_at", "attempts"])
+    return job
+
+
+def run_job(job: Job) -> None:
+    """Run a claimed job to done, to a later attempt, or to failed; its failure never raises here."""
+    began = time.monotonic()
+    with structlog.contextvars.bound_contextvars(job_id=job.pk, job_kind=job.kind):
+        try:
+            outcome = _attempt(job)
+        finally:
+            _free(job.pk)
+        record_job(job.kind, outcome, time.monotonic() - began)
+
+
+def _attempt(job: Job) -> str:
+    try:
+        _handler(job.kind)(job.key)
+    except Exception as problem:  # noqa: BLE001 - the one table from class to action of this loop is `_settle_failure`
+        connection.close_if_unusable_or_obsolete()
+        return _settle_failure(job, problem)
+    Job.objects.filter(pk=job.pk).update(state=Job.State.DONE, finished_at=timezone.now(), error="")
+    return "done"
+
+
+def _handler(kind: str) -> Handler:
+    if kind not in HANDLERS:
+        raise SkippableError(f"no handler for this kind, was {kind!r}", code="job_kind")
+    return HANDLERS[kind]
+
+
+def _settle_failure(job: Job, problem: Exception) -> str:
+    text = f"{type(problem).__name__}: {problem}"[:2_000]
+    if isinstance(problem, FatalError | SkippableError) or job.attempts >= MAX_ATTEMPTS:
+        log.error("job failed for good", key=job.key, attempts=job.attempts, error=text)
+        Job.objects.filter(pk=job.pk).update(state=Job.State.FAILED, finished_at=timezone.now(), error=text)
+        return "failed"
+    log.warning("job failed, will be tried again", key=job.key, attempts=job.attempts, error=text)
+    _back_to_waiting(job.pk, job.attempts, text)
+    return "retried"
+
+
+def _back_to_waiting(job_id: int, attempts: int, text: str) -> None:
+    delay = _BACK_OFF_S[min(attempts, len(_BACK_OFF_S)) - 1]
+    try:
+        with transaction.atomic():
+            Job.objects.filter(pk=job_id).update(
+                state=Job.State.PENDING, run_after=timezone.now() + timedelta(seconds=delay), error=text
+            )
+    except IntegrityError:
+        # The same work was asked for again meanwhile; that row does it.
+        Job.objects.filter(pk=job_id).update(
+            state=Job.State.DONE, finished_at=timezone.now(), error=f"replaced by a newer row of the same work; {text}"
+        )
+
+
+def requeue_orphans() -> int:
+    """Put jobs back whose worker died: marked as running, but held by nobody. Returns how many."""
+    found = 0
+    for job_id, attempts in list(Job.objects.filter(state=Job.State.RUNNING).values_list("id", "attempts")):
+        if not _hold(job_id):
+            continue
+        try:
+            # Looked at again under the lock: it may have ended between the two statements.
+            if Job.objects.filter(pk=job_id, state=Job.State.RUNNING).exists():
+                log.warning("job had lost its worker", job_id=job_id, attempts=attempts)
+                _settle_orphan(job_id, attempts)
+                found += 1
+        finally:
+            _free(job_id)
+    return found
+
+
+def _settle_orphan(job_id: int, attempts: int) -> None:
+    if attempts >= MAX_ATTEMPTS:
+        Job.objects.filter(pk=job_id).update(state=Job.State.FAILED, finished_at=timezone.now(), error="its worker died each time")
+    else:
+        _back_to_waiting(job_id, 1, "its worker died")
+
+
+def _hold(job_id: int) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [_LOCK_SPACE, job_id & 0x7FFFFFFF])
+        return bool(cursor.fetchone()[0])
+
+
+def _free(job_id: int) -> None:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_unlock(%s, %s)", [_LOCK_SPACE, job_id & 0x7FFFFFFF])
+    except DatabaseError:
+        connection.close()  # a lost connection has lost its locks too
+
+
+# -- planning ----------------------------------------------------------------------------------------------------------
+
+
+def plan_jobs() -> None:
+    """Write the rows of work that only time makes necessary: slices ahead, finished slices, retention."""
+    now = timezone.now()
+    enqueue(kind="make_slices", key="ahead")
+    for table, start in _finished_slices(time.time_ns() - SLICE_SETTLED_S * NS):
+        enqueue(kind="index_slice", key=f"{table}:{start}")
+    day = f"{now:%Y-%m-%d}"
+    if not Job.objects.filter(kind="retention", key=day).exists():
+        enqueue(kind="retention", key=day)
+
+
+def _finished_slices(before_ns: int) -> list[tuple[str, int]]:
+    failed = Job.objects.filter(kind="index_slice", state=Job.State.FAILED).values_list("key", flat=True)
+    stuck = set(failed)
+    finished = Slice.objects.filter(indexed_at=None, end__lte=before_ns).order_by("end").values_list("table", "start")
+    return [(table, start) for table, start in finished[:_SLICES_PER_PLAN] if f"{table}:{start}" not in stuck]
+
+
+# -- handlers ----------------------------------------------------------------------------------------------------------
+
+
+@handles("make_slices")
+def make_slices(_key: str) -> None:
+    """Make the slices of the next minutes, so that no consumer has to wait for one."""
+    now = time.time_ns()
+    ahead = np.arange(now, now + SLICE_HORIZON_S * NS, min(WIDTHS_NS), dtype=np.int64)
+    for table in TABLES:
+        slices = SliceMap(table)
+        slices.load()
+        slices.ensure(ahead)
+
+
+@handles("index_slice")
+def index_slice(key: str) -> None:
+    """Index a finished slice without stopping its writers, then freeze it; `key` is TABLE:START."""
+    table, _, start = key.partition(":")
+    if table not in TABLES:
+        raise SkippableError(f"no table of slices, was {table!r}", code="job_key")
+    piece = Slice.objects.filter(table=table, start=start).first()
+    if piece is None:
+        return  # dropped by retention meanwhile
+    relation, index = connection.ops.quote_name(piece.relation), connection.ops.quote_name(f"{piece.relation}_idx")
+    with _unlimited_statements():
+        if _is_invalid(f"{piece.relation}_idx"):
+            _execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}")  # what a crash in the middle leaves
+        _execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {relation} (instrument_id, ts_event) INCLUDE ({TABLES[table]})")
+        _execute(f"VACUUM (FREEZE, ANALYZE) {relation}")
+    Slice.objects.filter(pk=piece.pk).update(indexed_at=timezone.now())
+
+
+def _is_invalid(index: str) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [connection.ops.quote_name(index)])
+        row = cursor.fetchone()
+    return bool(row and row[0])
+
+
+def _execute(statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+@contextmanager
+def _unlimited_statements() -> Iterator[None]:
+    _execute("SET statement_timeout = 0")
+    try:
+        yield
+    finally:
+        if connection.connection is not None and not connection.connection.closed:
+            _execute("RESET statement_timeout")
+
+
+@handles("notify_quarantine")
+def notify_quarantine(code: str) -> None:
+    """Open the alert of a reason code that has just appeared; `watch_alerts` keeps its count and closes it."""
+    waiting = QuarantinedEvent.objects.filter(code=code, state__in=("quarantined", "parked")).count()
+    if waiting:
+        found = alerts.Finding(alerts.QUARANTINE, code, f"{waiting:,} events wait in quarantine for the reason {code}")
+        services.open_alert(kind=found.kind, key=found.key, severity=found.severity, message=found.message)
+
+
+@handles("retention")
+def retention(_key: str) -> None:
+    """Delete what is older than the settings allow, in small pieces; nothing that is still needed or waits goes."""
+    now, days = timezone.now(), settings.MDI
+    for keep, rows in (
+        (days.retention_outgoing_days, _old_messages),
+        (days.retention_batch_days, _old_batches),
+        (days.retention_quarantine_days, _old_quarantine),
+        (days.retention_job_days, _old_jobs),
+        (days.retention_job_days, _old_alerts),
+    ):
+        if keep:
+            deleted = _delete_in_pieces(lambda rows=rows, keep=keep: rows(now - timedelta(days=keep)))
+            log.info("retention", rows=rows.__name__.removeprefix("_old_"), deleted=deleted, older_than_days=keep)
+
+
+def _delete_in_pieces(rows: Callable[[], QuerySet[Any]]) -> int:
+    total = 0
+    for _ in range(_CHUNKS_PER_RUN):
+        ids = list(rows().order_by("pk").values_list("pk", flat=True)[:_CHUNK])
+        if not ids:
+            break
+        rows().filter(pk__in=ids).delete()
+        total += len(ids)
+    return total
+
+
+def _old_messages(before: datetime) -> QuerySet[OutgoingMessage]:
+    return OutgoingMessage.objects.filter(sent_at__lt=before)
+
+
+def _old_batches(before: datetime) -> QuerySet[Batch]:
+    """Batches that no start needs: numbered, below the sequencer's checkpoint, in their partition's snapshot, all messages sent."""
+    state = SequencerState.objects.filter(pk=1).values("checkpoint_pub_seq")[:1]
+    floor = OutgoingMessage.objects.filter(sent_at=None).order_by("pub_seq").values_list("pub_seq", flat=True).first()
+    old = Batch.objects.filter(
+        pub_seq__isnull=False,
+        pub_seq__lt=models.Subquery(state),
+        number__lt=F("position__snapshot_number"),
+        ts_processed__lt=int(before.timestamp() * 1e9),
+    )
+    return old if floor is None else old.filter(pub_seq__lt=floor)
+
+
+def _old_quarantine(before: datetime) -> QuerySet[QuarantinedEvent]:
+    settled = (QuarantinedEvent.State.RELEASED, QuarantinedEvent.State.CONFIRMED_BAD)
+    return QuarantinedEvent.objects.filter(state__in=settled, updated_at__lt=before)
+
+
+def _old_jobs(before: datetime) -> QuerySet[Job]:
+    return Job.objects.filter(state=Job.State.DONE, finished_at__lt=before)
+
+
+def _old_alerts(before: datetime) -> QuerySet[Alert]:
+    return Alert.objects.filter(closed_at__lt=before)
+
