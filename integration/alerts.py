@@ -51,12 +51,19 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseFact:
-    """A lease as read: seconds since its holder renewed it, None when nobody ever held it."""
+class PartitionFact:
+    """A partition's lease as read, and the messages that wait for it at the broker (None: the broker cannot be asked)."""
 
     name: str
-    age_s: float | None
+    lease_age_s: float | None
+    waiting: int | None
     is_paused: bool = False
+
+    @property
+    def is_stale(self) -> bool:
+        """Say whether messages wait and nobody takes them. A quiet partition needs no holder until a message comes."""
+        is_fresh = self.lease_age_s is not None and self.lease_age_s <= LEASE_LIMIT_S
+        return not is_fresh and not self.is_paused and self.waiting != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,7 @@ class Facts:
     quarantined: Sequence[tuple[str, int]]
     gaps: Sequence[tuple[str, int]]
     failed_jobs: Sequence[tuple[str, int]]
-    consumers: Sequence[LeaseFact]
+    partitions: Sequence[PartitionFact]
     sequencer_age_s: float | None
     unpublished_age_s: float | None
     canary_age_s: float | None
@@ -80,9 +87,10 @@ def findings(facts: Facts) -> Iterator[Finding]:
         yield Finding(GAP, source, f"{count:,} sequences of {source} have not come")
     for kind, count in facts.failed_jobs:
         yield Finding(JOB_FAILED, kind, f"{count:,} jobs of the kind {kind} failed for good")
-    for lease in facts.consumers:
-        if lease.age_s is not None and lease.age_s > LEASE_LIMIT_S and not lease.is_paused:
-            yield Finding(CONSUMER_STALE, lease.name, f"no consumer has renewed its lease for {lease.age_s:.0f} s")
+    for partition in facts.partitions:
+        if partition.is_stale:
+            waiting = "unknown" if partition.waiting is None else f"{partition.waiting:,}"
+            yield Finding(CONSUMER_STALE, partition.name, f"no consumer holds this partition; messages waiting at the broker: {waiting}")
     yield from _path_findings(facts)
 
 

@@ -20,7 +20,7 @@ from integration import preview, selectors, services
 from integration.display import moment_text, since_text, topic_text
 from integration.models import QuarantinedEvent
 from integration.payloads import readable
-from integration.reasons import REASONS, reason
+from integration.reasons import NOT_RELEASABLE, REASONS, reason
 from integration.workqueue import alias_url
 
 State = QuarantinedEvent.State
@@ -225,7 +225,12 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         now = timezone.now()
         reasons = [
-            {"found": found, "words": reason(found.code).words, "age": since_text(found.oldest_at, now)}
+            {
+                "found": found,
+                "words": reason(found.code).words,
+                "age": since_text(found.oldest_at, now),
+                "is_releasable": found.code not in NOT_RELEASABLE,
+            }
             for found in selectors.quarantine_by_reason()
             if found.state != State.RELEASE_REQUESTED
         ]
@@ -244,6 +249,7 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
                 "payload": readable(bytes(event.raw), event.code),
                 "may_operate": self.has_operate_permission(request),
                 "is_waiting": event.state in (State.QUARANTINED, State.PARKED),
+                "is_releasable": event.code not in NOT_RELEASABLE,
                 "alias_url": alias_url(event.instrument) if event.state == State.PARKED and event.instrument else "",
                 "title": f"{event.code} #{event.pk}",
             }
@@ -295,7 +301,7 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
             count = services.request_release_of_reason(code=code, actor=request.user, note=form.cleaned_data["note"])  # type: ignore[arg-type]
             self._say_released(request, count)
             return HttpResponseRedirect(reverse("admin:integration_quarantinedevent_changelist"))
-        by_source = selectors.releasable_of_reason(code)
+        by_source = {} if code in NOT_RELEASABLE else selectors.releasable_of_reason(code)
         if code not in REASONS and not by_source:
             raise Http404(f"no such reason, was {code}")
         context = {
@@ -321,7 +327,7 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
         if count:
             messages.success(request, f"{count:,} events will be sent through the pipeline again, in order, by their consumers.")
         else:
-            messages.warning(request, "Nothing was released: these events were decided before.")
+            messages.warning(request, "Nothing was released: these events were decided before, or their reason allows no release.")
 
     def _say_bad(self, request: HttpRequest, count: int) -> None:
         if count:

@@ -31,7 +31,7 @@ REASONS: Final[dict[str, Reason]] = {
     "arrow_rows": Reason("The Arrow stream has no row, or more than 65,536.", _TELL_SENDER),
     "poison": Reason(
         "Decoding it ended the process; it was found by bisection in a child process.",
-        "Keep the bytes, report a defect with them. Release only after an upgrade.",
+        "Report a defect with the bytes. It cannot be released: it would end the consumer again.",
     ),
     "number": Reason(
         "A number is not finite, out of range, has over nine decimals or digits that are not ASCII, or is negative zero.", _TELL_SENDER
@@ -41,7 +41,7 @@ REASONS: Final[dict[str, Reason]] = {
     "source_unknown": Reason("The source it claims is not registered, or not active.", "Register the source, bind it to the topic, then release."),
     "source_not_bound": Reason("The source it claims may not use this topic.", "Add the topic to the source's bindings if it is meant to, then release."),
     "sequence_jump": Reason("Its sequence is further ahead than the source's limit.", _FIX_LIMIT),
-    "conflict": Reason("Another event with the same identity and other content was stored first.", "Ask the sender which is right. The first stays."),
+    "conflict": Reason("Another event with the same identity and other content was stored first.", "Ask the sender which is right. The first stays, so this one cannot be released: confirm it as bad."),
     "unknown_instrument": Reason("Parked: no alias covers its instrument at its time.", "Add an alias. The events then flow by themselves, in order."),
     "currency": Reason("Its currency is not the listing's.", _FIX_REFERENCE),
     "price_sign": Reason("A price of zero or below, where the instrument has none.", _FIX_REFERENCE),
@@ -51,7 +51,11 @@ REASONS: Final[dict[str, Reason]] = {
     "ancient": Reason("Its time is further behind the broker's clock than the source's limit.", _FIX_LIMIT),
     "unroutable": Reason("No slice of the tick tables can be made for its time.", "Look at the make_slices jobs; release when they are done."),
     "bar_invariant": Reason("A delivered bar whose high is below its low, or whose open or close lies outside.", _TELL_SENDER),
+    "internal": Reason("A stage of ours failed on it.", "Report a defect with the bytes and the detail. Release after the fix."),
 }  # fmt: skip
+
+# A conflict's identity belongs to another stored event; poison would end the consumer that tries it again.
+NOT_RELEASABLE: Final = frozenset({"conflict", "poison"})
 
 _UNKNOWN: Final = Reason("A code that this version has no words for.", "See docs/events.md.")
 

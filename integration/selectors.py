@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from django.db.models import Count, F, Min, Q, Sum
 from django.utils import timezone
 
-from integration import alerts
+from integration import alerts, broker
 from integration.canary import canary_age
 from integration.models import (
     Alert,
@@ -65,7 +65,10 @@ class ParkedInstrument:
 
 @dataclass(frozen=True, slots=True)
 class PartitionFlow:
-    """A partition's position, and who works on it. Ages in seconds; rate in ticks/s over the last minute."""
+    """A partition's position, and who works on it. Ages in seconds; rate in ticks/s over the last minute.
+
+    `lease_age_s` is None when nobody holds the lease: never taken, or given back.
+    """
 
     subscription_id: int
     partition: str
@@ -157,7 +160,7 @@ def partition_flows(now_ns: int) -> list[PartitionFlow]:
                 rates.get(position.pk, 0) / RATE_WINDOW_S,
                 lease.holder if lease else "",
                 lease.epoch if lease else 0,
-                _age(lease.renewed_at, now_ns) if lease else None,
+                _age(lease.renewed_at, now_ns) if lease and lease.holder else None,
             )
         )
     return flows
@@ -191,7 +194,6 @@ def sequencer_age(now_ns: int) -> float | None:
 
 def alert_facts(now_ns: int) -> alerts.Facts:
     """Read everything that the alerts are judged by."""
-    paused = set(Subscription.objects.filter(is_paused=True).values_list("id", flat=True))
     waiting: dict[str, int] = {}
     for reason in quarantine_by_reason():
         waiting[reason.code] = waiting.get(reason.code, 0) + reason.count
@@ -200,13 +202,25 @@ def alert_facts(now_ns: int) -> alerts.Facts:
         quarantined=sorted(waiting.items()),
         gaps=[(source, missing) for source, _, missing, oldest in open_gaps() if oldest < settled],
         failed_jobs=[(kind, count) for kind, count, _ in failed_jobs()],
-        consumers=[
-            alerts.LeaseFact(flow.partition, flow.lease_age_s, flow.subscription_id in paused) for flow in partition_flows(now_ns)
-        ],
+        partitions=partition_facts(now_ns),
         sequencer_age_s=sequencer_age(now_ns),
         unpublished_age_s=unpublished(now_ns).oldest_age_s,
         canary_age_s=canary_age(now_ns),
     )
+
+
+def partition_facts(now_ns: int) -> list[alerts.PartitionFact]:
+    """Give each partition's lease with what waits for it; the broker is asked once a topic that has a lease not fresh."""
+    subscriptions = {subscription.pk: subscription for subscription in Subscription.objects.all()}
+    facts = []
+    for flow in partition_flows(now_ns):
+        subscription = subscriptions[flow.subscription_id]
+        waiting: int | None = 0
+        if flow.lease_age_s is None or flow.lease_age_s > alerts.LEASE_LIMIT_S:
+            backlog = broker.backlog(subscription.topic, subscription.name)
+            waiting = None if backlog is None else backlog.get(flow.partition, 0)
+        facts.append(alerts.PartitionFact(flow.partition, flow.lease_age_s, waiting, subscription.is_paused))
+    return facts
 
 
 def newest_ticks(instrument_id: int, limit: int = 20) -> list[TickRow]:

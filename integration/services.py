@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from integration import alerts
 from integration.models import Alert, Gap, Job, QuarantinedEvent, Subscription
+from integration.reasons import NOT_RELEASABLE
 
 log = structlog.get_logger(__name__)
 
@@ -54,9 +55,9 @@ def _set_paused(subscription: Subscription, is_paused: bool, actor: AbstractBase
 def request_release(*, events: QuerySet[QuarantinedEvent], actor: AbstractBaseUser, note: str = "") -> int:
     """Ask the owning consumers to send events through the pipeline again, in order. Returns how many were waiting.
 
-    Events that were released or confirmed bad before are left alone.
+    Events that were released or confirmed bad before are left alone, and so are those whose reason allows no release.
     """
-    return _move(events.filter(state__in=RELEASABLE), State.RELEASE_REQUESTED, actor, "Release requested", note)
+    return _move(events.filter(state__in=RELEASABLE).exclude(code__in=NOT_RELEASABLE), State.RELEASE_REQUESTED, actor, "Release requested", note)
 
 
 def request_release_of_reason(*, code: str, actor: AbstractBaseUser, note: str = "") -> int:

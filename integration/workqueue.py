@@ -117,10 +117,11 @@ def vitals(now_ns: int) -> Iterator[Vital]:
     flows = selectors.partition_flows(now_ns)
     rate = sum(flow.ticks_per_s for flow in flows)
     yield Vital("Stored", f"{rate_text(rate)} ticks/s", "well", "over the last minute")
-    ages = [flow.lease_age_s for flow in flows if flow.lease_age_s is not None]
-    held = sum(age <= alerts.LEASE_LIMIT_S for age in ages)
-    tone = "bad" if held < len(flows) or not flows else "well"
-    yield Vital("Partitions", f"{held} of {len(flows)} held", tone, "by a consumer with a fresh lease")
+    facts = selectors.partition_facts(now_ns)
+    held = sum(fact.lease_age_s is not None and fact.lease_age_s <= alerts.LEASE_LIMIT_S for fact in facts)
+    stale = sum(fact.is_stale for fact in facts)
+    words = f"{stale} with messages waiting and no consumer" if stale else "by a consumer; the others have nothing waiting"
+    yield Vital("Partitions", f"{held} of {len(facts)} held", "bad" if stale else "well" if facts else "watch", words)
     yield _aged("Sequencer", selectors.sequencer_age(now_ns), alerts.LEASE_LIMIT_S, "since it renewed its lease", "never ran")
     pending = selectors.unpublished(now_ns)
     words = f"{pending.batches:,} batches without number, {pending.messages:,} messages not sent"

@@ -68,7 +68,7 @@ class Command(BaseCommand):
                     servers(folder.root, {name for name, url in stores.items() if not url}, say=self.say)
                 )
             ]
-            preparation = Preparation(environment, folder, self.say)
+            preparation = Preparation(environment, folder, self.say, demo=settings.demo)
             if not settings.pulsar_url:
                 held.append(
                     leaving.enter_context(
@@ -180,8 +180,9 @@ def programs(settings: Environment, environment: dict[str, str]) -> list[Program
 class Preparation:
     """Migrate and bootstrap the database in the background, while the broker starts."""
 
-    def __init__(self, environment: dict[str, str], folder: VarFolder, say: Any) -> None:
+    def __init__(self, environment: dict[str, str], folder: VarFolder, say: Any, *, demo: bool) -> None:
         self.folder, self.say, self.error = folder, say, ""
+        self.bootstrap = ("bootstrap", "--demo") if demo else ("bootstrap",)
         self.environment = environment | {"MDI_OPERATOR_PASSWORD": folder.password("operator-password")}
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -195,7 +196,7 @@ class Preparation:
     def _run(self) -> None:
         for step, argv in (
             ("database: migrating", ("migrate", "--noinput")),
-            ("reference data and operator", ("bootstrap",)),
+            ("reference data and operator", self.bootstrap),
         ):
             self.say(step)
             log = self.folder.folder("log") / f"{argv[0]}.log"
