@@ -92,7 +92,7 @@ DATABASES = {
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": {
-            "pool": {"min_size": 1, "max_size": 8, "timeout": 10} if MDI.database_pool else False,
+            "pool": {"min_size": 1, "max_size": 40, "timeout": 10} if MDI.database_pool else False,
             "application_name": "mdi",
             "options": f"-c statement_timeout={MDI.statement_timeout_ms} -c idle_in_transaction_session_timeout=60000",
         },
@@ -144,5 +144,6 @@ INTEGRATED_TOPICS = {
     name: f"persistent://{MDI.pulsar_tenant}/{MDI.integrated_namespace}/{name}" for name in ("ticks", "bars", "corporate-actions", "quality")
 }
 CANARY_TOPIC = f"persistent://{MDI.pulsar_tenant}/canary/heartbeat"
+CANARY_ECHO_TOPIC = f"persistent://{MDI.pulsar_tenant}/canary/echo"
 
 LOGGING = configure(MDI.log_format, MDI.log_level)

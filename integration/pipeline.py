@@ -280,9 +280,7 @@ class _Flow:
     # -- identity -----------------------------------------------------------------------------------------------------
 
     def identify(self, find_stored: FindStored) -> None:
-        """Drop repeats, refuse conflicts and jumps. A release skips this: its events are known, that is why they waited."""
-        if self.request.is_release:
-            return
+        """Drop repeats, refuse conflicts and jumps. An event that is released finds itself in the quarantine: that is no repeat."""
         events = self._identities()
         limits = {facts.id: facts.sequence_jump_limit for facts in self.request.reference.sources.values()}
         if not self._waives(errors.SEQUENCE_JUMP):
@@ -311,7 +309,8 @@ class _Flow:
             (repeats if self._content(at) == self._content(int(first[at])) else conflicts).append(at)
         outside = np.flatnonzero((first == np.arange(len(events))) & ((verdicts == KNOWN) | (verdicts == UNSURE)))
         for at, stored in zip(outside.tolist(), find_stored(events.take(outside)) if len(outside) else [], strict=True):
-            if stored is None and verdicts[at] == UNSURE:
+            is_itself = self.request.is_release and stored == StoredBytes(self._raw_of(at))
+            if is_itself or (stored is None and (verdicts[at] == UNSURE or self.request.is_release)):
                 continue
             (repeats if stored is not None and self._same(at, stored) else conflicts).append(at)
         return repeats, conflicts

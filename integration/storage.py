@@ -12,6 +12,7 @@ import numpy as np
 from django.db import connection, transaction
 from django.utils import timezone
 
+from integration import jobs
 from integration import lease as leases
 from integration.lease import HeldLease
 from integration.market.errors import FencedError
@@ -213,6 +214,11 @@ def record(
     return int(batch_id)
 
 
+def counted_ticks(ticks: Ticks, reference: Reference) -> int:
+    """Count ticks but canaries, which are in no count and in no table of ticks."""
+    return len(ticks) - int(reference.canary[ticks.instrument_id].sum())
+
+
 def _copy_ticks(cursor: Any, ticks: Ticks, reference: Reference, batch_id: int, reached: Checkpoint) -> None:
     counted = ticks
     if len(ticks) and reference.canary[ticks.instrument_id].any():
@@ -230,6 +236,8 @@ def _copy_ticks(cursor: Any, ticks: Ticks, reference: Reference, batch_id: int, 
 def _insert_refused(outcome: Outcome, facts: BatchFacts, batch_id: int) -> None:
     parked, refused = QuarantinedEvent.State.PARKED, QuarantinedEvent.State.QUARANTINED
     items = [(item, parked) for item in outcome.parked] + [(item, refused) for item in outcome.refused]
+    for code in sorted({item.rejection.code for item, _ in items}):
+        jobs.enqueue(kind="notify_quarantine", key=code)
     if facts.released:
         _settle_released(items, facts.released, batch_id)
     else:
@@ -311,7 +319,6 @@ def _extras(outcome: Outcome) -> bytes:
 
 
 def _insert_batch(cursor: Any, outcome: Outcome, facts: BatchFacts, batch_id: int, ts_processed: int) -> None:
-    canaries = int(facts.reference.canary[outcome.ticks.instrument_id].sum()) if len(outcome.ticks) else 0
     cursor.execute(
         """
         INSERT INTO integration_batch (id, position_id, number, is_release, clock, ts_received, ts_processed, reference_version,
@@ -320,7 +327,7 @@ def _insert_batch(cursor: Any, outcome: Outcome, facts: BatchFacts, batch_id: in
         """,
         [
             batch_id, facts.position_id, facts.number, bool(facts.released), facts.clock, facts.ts_received, ts_processed,
-            facts.reference.version, outcome.message_count, len(outcome.ticks) - canaries, len(outcome.refused), len(outcome.parked),
+            facts.reference.version, outcome.message_count, counted_ticks(outcome.ticks, facts.reference), len(outcome.refused), len(outcome.parked),
             outcome.duplicate_count, facts.first_message_id, facts.last_message_id, pack_payload(outcome.ticks), _extras(outcome),
         ],
     )  # fmt: skip
@@ -338,7 +345,7 @@ def _move_position(cursor: Any, outcome: Outcome, facts: BatchFacts, snapshot: b
          WHERE id = %s AND number = %s
         """,
         [
-            facts.number, facts.clock, len(outcome.ticks), facts.last_message_id, facts.last_message_id, snapshot, snapshot, snapshot,
+            facts.number, facts.clock, counted_ticks(outcome.ticks, facts.reference), facts.last_message_id, facts.last_message_id, snapshot, snapshot, snapshot,
             facts.number - 1, facts.position_id, facts.number - 1,
         ],
     )  # fmt: skip

@@ -6,6 +6,7 @@ Pure: columns in, codes and flags out. State is the newest `ts_event` of each (s
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -138,3 +139,14 @@ def _older_than_running_maximum(instrument_id: Column, ts_event: Column, newest:
         late[start:end] = times[start:end] < before[:-1]
         newest[instrument] = before[-1]
     return np.sort(order[late])
+
+
+def pack_state(state: ScreenState) -> bytes:
+    """Write a screen state; equal states give equal bytes."""
+    return msgspec.msgpack.encode({source_id: newest.tobytes() for source_id, newest in sorted(state.newest.items())})
+
+
+def unpack_state(data: bytes) -> ScreenState:
+    """Read what `pack_state` wrote."""
+    arrays = msgspec.msgpack.decode(data, type=dict[int, bytes])
+    return ScreenState({source_id: np.frombuffer(newest, np.int64) for source_id, newest in arrays.items()})

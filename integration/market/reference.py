@@ -55,6 +55,7 @@ class InstrumentFacts:
     id: int
     venue: str
     currencies: frozenset[str]
+    symbol: str = ""  # the ticker of today, SYMBOL.MIC
     allows_negative: bool = False
     is_canary: bool = False
 
@@ -89,6 +90,10 @@ class Reference:
     def instrument_count(self) -> int:
         """Length of arrays that are indexed by instrument_id."""
         return len(self.allows_negative)
+
+    def code_of(self, source_id: int) -> str:
+        """Give the code of a source, or the empty text."""
+        return next((code for code, facts in self.sources.items() if facts.id == source_id), "")
 
     def resolve(self, text: str, ts_event: int) -> int:
         """Give the instrument that `text` names at `ts_event`, or UNKNOWN_INSTRUMENT_ID."""

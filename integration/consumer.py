@@ -1,0 +1,358 @@
+"""The consumer's loop over one topic partition: receive, process, record, adopt, acknowledge. What may go wrong is handled here, once.
+
+| raised | done |
+|---|---|
+| `RetriableError`, the database is away | forget the state, back off, try the same messages again; nothing is acknowledged |
+| `FencedError` | forget the state, give the messages back: another process owns the partition |
+| anything else, from one message | that message is quarantined as `internal`; its neighbours flow |
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+import structlog
+from django.db import Error as DatabaseError
+from django.db import connection
+
+from integration import metrics, storage
+from integration import lease as leases
+from integration.lease import HeldLease
+from integration.market import errors
+from integration.market.errors import FencedError, RetriableError
+from integration.market.ticks import UNREADABLE, Decoded, Message, Rejection, Ticks
+from integration.models import Position, QuarantinedEvent, Subscription
+from integration.pipeline import Outcome, PartitionState, Request, Slots, adopt, process
+from integration.poison import InFlight, find_poison
+from integration.reference import ReferenceCache
+from integration.slices import SliceMap
+from integration.sources import TickSource
+from integration.storage import BatchFacts, Checkpoint
+
+log = structlog.get_logger(__name__)
+
+SECOND_NS: Final = 1_000_000_000
+MAX_SKEW_NS: Final = 5 * SECOND_NS
+# A message published this long ago has surely been delivered to a consumer that found nothing waiting.
+_SETTLED_NS: Final = SECOND_NS // 2
+_CLOCK_STEP_NS: Final = 60 * SECOND_NS
+_CLOCK_RUNS_ON_NS: Final = 26 * 3_600 * SECOND_NS
+_WAIT_S: Final = 0.2
+_CHECK_EVERY_S: Final = 1.0
+_RELEASE_ROWS: Final = 1_000
+_BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+NOT_RELEASABLE: Final = frozenset({errors.CONFLICT})
+
+
+@dataclass(slots=True)
+class Owned:
+    """What is held while a partition is ours: the lease, the position as of our last commit, and what must be remembered."""
+
+    lease: HeldLease
+    position: Position
+    state: PartitionState
+    snapshot_number: int
+    lanes_tried_at: int = 0
+
+
+@dataclass
+class PartitionWorker:
+    """Consumes one topic partition until told to stop. One thread, one database connection."""
+
+    topic: str
+    partition: str
+    source: TickSource
+    slots: Slots
+    references: ReferenceCache
+    in_flight: InFlight
+    holder: str
+    batch_messages: int
+    bar_grace_ns: int
+    stop: threading.Event
+    now_ns: Callable[[], int] = time.time_ns
+    reached: Checkpoint = lambda point: None
+    owned: Owned | None = None
+    pending: list[Message] = field(default_factory=list)
+    failures: int = 0
+    slices: tuple[SliceMap, SliceMap] = field(default_factory=lambda: (SliceMap("trade"), SliceMap("quote")))
+    last_tick_ns: int = 0
+    checked_at: float = 0.0
+    is_paused: bool = False
+    failed: bool = False
+
+    def run(self) -> None:
+        """Consume until `stop` is set, then give the partition up cleanly."""
+        while not self.stop.is_set():
+            self.step()
+        self.close()
+
+    def step(self) -> None:
+        """Do one round: what is due beside the stream, then one batch or, when idle, the clock."""
+        try:
+            self._round()
+            self.failures = 0
+        except FencedError as problem:
+            log.warning("partition moved to another consumer", partition=self.partition, reason=str(problem))
+            self._forget()
+            self.pending.clear()
+            self.source.reopen()
+            self.stop.wait(_WAIT_S)
+        except (RetriableError, DatabaseError) as problem:
+            self._back_off(problem)
+
+    def close(self) -> None:
+        """Stop reading and hand the lease back."""
+        self.source.close()
+        if self.owned is not None:
+            with suppress(DatabaseError):
+                leases.release(self.owned.lease)
+        self._forget()
+
+    # -- one round ----------------------------------------------------------------------------------------------------
+
+    def _round(self) -> None:
+        self._check()
+        if self.is_paused:
+            self.stop.wait(_WAIT_S)
+            return
+        if not self.pending:
+            self.pending = self.source.receive(self.batch_messages, _WAIT_S)
+        self.reached("after_receive")
+        if self.pending:
+            self._own()
+            self._consume(self.pending)
+            self.pending = []
+            self.source.acknowledge()
+            self.reached("after_acknowledge")
+        elif self.owned is not None:
+            self._tick_clock()
+
+    def _check(self) -> None:
+        """Once a second: was the subscription paused, did someone release events, can a lane move on."""
+        if time.monotonic() - self.checked_at < _CHECK_EVERY_S:
+            return
+        self.checked_at = time.monotonic()
+        was_paused = self.is_paused
+        self.is_paused = Subscription.objects.filter(topic=self.topic, is_paused=True).exists()
+        if self.is_paused and not was_paused:
+            self.pending.clear()
+            self.source.reopen()
+        if self.owned is not None and not self.is_paused:
+            leases.renew(self.owned.lease)
+            self._release_requested()
+            self._release_lanes()
+
+    def _own(self) -> Owned:
+        if self.owned is None:
+            lease = leases.acquire(self.partition, self.holder)
+            reference = self.references.current()
+            position = storage.open_position(self.partition, Subscription.objects.get(topic=self.topic))
+            state = storage.load_state(position, reference, self.slots)
+            self.owned = Owned(lease, position, state, position.snapshot_number)
+            log.info("partition taken", partition=self.partition, epoch=lease.epoch, number=position.number)
+            self._release_lanes()
+        return self.owned
+
+    def _forget(self) -> None:
+        """Throw away all that was remembered, and the connection whose transaction may be in any state."""
+        self.owned = None
+        for slices in self.slices:
+            slices.starts.clear()
+            slices.ends.clear()
+        with suppress(DatabaseError):
+            connection.close()
+
+    def _back_off(self, problem: Exception) -> None:
+        wait = _BACKOFF_S[min(self.failures, len(_BACKOFF_S) - 1)]
+        self.failures += 1
+        log.warning("degraded", partition=self.partition, error=str(problem).strip(), retry_in_s=wait, waiting=len(self.pending))
+        self._forget()
+        self.stop.wait(wait)
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    def _consume(self, messages: list[Message]) -> None:
+        if self.in_flight.begin(messages):
+            self._consume_suspects(messages)
+        else:
+            self._consume_or_split(messages, self.slots)
+        self.in_flight.done()
+
+    def _consume_suspects(self, messages: list[Message]) -> None:
+        """These messages ended earlier processes: find which, store the good ones, quarantine the bad ones, in order."""
+        bad = set(find_poison(messages, self.slots.decode))
+        for run in _runs(len(messages), bad):
+            part = [messages[at] for at in run]
+            slots = replace(self.slots, decode=self._poisoned) if run[0] in bad else self.slots
+            self._consume_or_split(part, slots)
+
+    def _consume_or_split(self, messages: list[Message], slots: Slots) -> None:
+        """Process and store; when a stage of ours raises, find the message it raises for and quarantine that alone."""
+        try:
+            self._store(messages, self._request(messages), slots)
+        except (RetriableError, FencedError, DatabaseError):
+            raise
+        except Exception as problem:
+            log.exception("a stage failed", partition=self.partition, messages=len(messages))
+            if len(messages) == 1:
+                slots = replace(slots, decode=lambda given: self._all_rejected(given, errors.INTERNAL, f"{type(problem).__name__}: {problem}"))
+                self._store(messages, self._request(messages), slots)
+                return
+            half = len(messages) // 2
+            self._consume_or_split(messages[:half], slots)
+            self._consume_or_split(messages[half:], slots)
+
+    def _request(self, messages: Sequence[Message]) -> Request:
+        newest = max(message.ts_publish for message in messages)
+        return Request(self.topic, messages, self.references.current(), trust_time=newest <= self.now_ns() + MAX_SKEW_NS)
+
+    def _store(self, messages: Sequence[Message], request: Request, slots: Slots, released: tuple[int, ...] = ()) -> Outcome:
+        owned = self._own()
+        started = time.perf_counter()
+        outcome = process(
+            request, owned.state, slots, lambda wanted: storage.find_stored(owned.position.pk, request.reference, wanted)
+        )
+        processed = time.perf_counter()
+        self._make_slices(outcome.ticks)
+        facts = BatchFacts(
+            position_id=owned.position.pk,
+            number=owned.position.number + 1,
+            lease=owned.lease,
+            reference=request.reference,
+            ts_received=messages[-1].ts_received if messages else self.now_ns(),
+            clock=owned.position.clock if released else max(owned.position.clock, outcome.clock),
+            last_message_id=b"" if released else next((m.message_id for m in reversed(messages) if m.message_id), b""),
+            released=released,
+        )
+        self._commit(outcome, facts)
+        if len(outcome.ticks):
+            self.last_tick_ns = self.now_ns()
+        if outcome.parked:
+            owned.lanes_tried_at = 0
+        self._count(outcome, {"process": processed - started, "record": time.perf_counter() - processed})
+        return outcome
+
+    def _commit(self, outcome: Outcome, facts: BatchFacts) -> None:
+        owned = self._own()
+        snapshot = b""
+        if facts.number - 1 - owned.snapshot_number >= storage.SNAPSHOT_EVERY:
+            snapshot = storage.pack_snapshot(owned.state, self.slots)
+        storage.record(outcome, facts, snapshot, self.now_ns, self.reached)
+        # Only now: an exception above leaves the state as it was before the batch, and it is thrown away.
+        adopt(owned.state, outcome)
+        owned.position.number, owned.position.clock = facts.number, facts.clock
+        owned.snapshot_number = facts.number - 1 if snapshot else owned.snapshot_number
+
+    def _make_slices(self, ticks: Ticks) -> None:
+        for slices, kind in zip(self.slices, (1, 2), strict=True):
+            times = ticks.ts_event[ticks.kind == kind]
+            if len(times):
+                slices.ensure(times)
+
+    def _count(self, outcome: Outcome, seconds: dict[str, float]) -> None:
+        metrics.record_batch(
+            self.topic, len(outcome.ticks), len(outcome.refused), outcome.duplicate_count, len(outcome.parked), seconds
+        )
+        for item in outcome.refused + outcome.parked:
+            metrics.record_quarantined(item.rejection.code, 1)
+
+    def _poisoned(self, messages: Sequence[Message]) -> Decoded:
+        return self._all_rejected(messages, errors.POISON, "decoding it ended the process")
+
+    def _all_rejected(self, messages: Sequence[Message], code: str, words: str) -> Decoded:
+        none = np.zeros(0, np.int32)
+        rejections = [
+            Rejection(at, code, words, channel=UNREADABLE, session=UNREADABLE, sequence=self.slots.digest(bytes(message.data)))
+            for at, message in enumerate(messages)
+        ]
+        return Decoded(Ticks.zeros(0), none, none, none, [], [], [], rejections=rejections)
+
+    # -- the clock ----------------------------------------------------------------------------------------------------
+
+    def _tick_clock(self) -> None:
+        """When nothing waits: say so with an empty batch each time the clock passes a minute's end, so that bars can close."""
+        owned = self._own()
+        settled = self.now_ns() - _SETTLED_NS
+        if self.last_tick_ns == 0:
+            self.last_tick_ns = owned.position.clock
+        if settled - self.last_tick_ns > _CLOCK_RUNS_ON_NS:
+            return
+        before, after = ((clock - self.bar_grace_ns) // _CLOCK_STEP_NS for clock in (owned.position.clock, settled))
+        if after > before:
+            empty = Request(self.topic, (), self.references.current())
+            outcome = process(empty, owned.state, replace(self.slots, decode=lambda messages: self._all_rejected(messages, "", "")), lambda _: [])
+            outcome.clock = settled
+            self._commit(
+                outcome,
+                BatchFacts(owned.position.pk, owned.position.number + 1, owned.lease, empty.reference, self.now_ns(), settled),
+            )
+
+    # -- releases -----------------------------------------------------------------------------------------------------
+
+    def _release_requested(self) -> None:
+        """Run events that an operator released through the same flow, in order, with the reason they were refused for waived."""
+        owned = self._own()
+        waiting = owned.position.quarantined.filter(state=QuarantinedEvent.State.RELEASE_REQUESTED).order_by("id")
+        rows = list(waiting[:_RELEASE_ROWS])
+        for run in _same_code(rows):
+            code = run[0].code
+            if code in NOT_RELEASABLE:
+                ids = [row.pk for row in run]
+                QuarantinedEvent.objects.filter(pk__in=ids).update(state=QuarantinedEvent.State.QUARANTINED)
+            else:
+                self._release(run, frozenset({code}))
+
+    def _release_lanes(self) -> None:
+        """When reference data changed, let parked events flow whose instrument has a name now, before newer ones of that key."""
+        owned = self._own()
+        reference = self.references.current()
+        if not owned.state.lanes or owned.lanes_tried_at == reference.version:
+            return
+        for source, instrument in sorted(owned.state.lanes):
+            if instrument in reference.aliases:
+                self._drain_lane(source, instrument)
+        owned.lanes_tried_at = reference.version
+
+    def _drain_lane(self, source: str, instrument: str) -> None:
+        owned = self._own()
+        lane = owned.position.quarantined.filter(state=QuarantinedEvent.State.PARKED, source=source, instrument=instrument)
+        last = 0
+        while rows := list(lane.filter(pk__gt=last).order_by("id")[:_RELEASE_ROWS]):
+            last = rows[-1].pk
+            self._release(rows, frozenset())
+        # What still has no name at its time stays parked, but no longer holds up newer events that have one.
+        owned.state.lanes.discard((source, instrument))
+
+    def _release(self, rows: list[QuarantinedEvent], waived: frozenset[str]) -> None:
+        messages = [Message(bytes(row.raw), row.ts_publish, row.ts_received) for row in rows]
+        request = Request(self.topic, messages, self.references.current(), is_release=True, waived=waived)
+        outcome = self._store(messages, request, self.slots, tuple(row.pk for row in rows))
+        log.info(
+            "released", partition=self.partition, events=len(rows), stored=len(outcome.ticks), refused=len(outcome.refused),
+            parked=len(outcome.parked), duplicates=outcome.duplicate_count,
+        )  # fmt: skip
+
+
+def _runs(count: int, bad: set[int]) -> list[list[int]]:
+    """Split 0..count-1 into runs of good positions and single bad ones, in order."""
+    runs: list[list[int]] = []
+    for at in range(count):
+        if at in bad or not runs or runs[-1][-1] in bad:
+            runs.append([at])
+        else:
+            runs[-1].append(at)
+    return runs
+
+
+def _same_code(rows: list[QuarantinedEvent]) -> list[list[QuarantinedEvent]]:
+    runs: list[list[QuarantinedEvent]] = []
+    for row in rows:
+        if runs and runs[-1][0].code == row.code:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs

@@ -1,0 +1,141 @@
+"""Which sequences of a channel never came, judged on the union of all partitions and below their common clock. Pure."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+SETTLE_NS: Final = 2_000_000_000
+
+Range = tuple[int, int]  # first and last, both included
+
+
+@dataclass(slots=True)
+class ChannelGaps:
+    """One (source, channel, session): all up to `base` is settled, `pending` are sequences above it, `missing` are open gaps."""
+
+    base: int
+    pending: npt.NDArray[np.int64]
+    hole_since: int = 0  # clock at which the hole after `base` was first noticed; 0: there is none
+    missing: list[Range] = field(default_factory=list)
+    partitions: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class GapChanges:
+    """Gaps that opened and gaps that were (partly) filled: a partly filled one closes, and its rest opens."""
+
+    opened: list[tuple[int, int, int, int, int]] = field(default_factory=list)  # source, channel, session, first, last
+    closed: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+
+
+class GapTracker:
+    """Follows every channel; the same batches in the same order give the same gaps."""
+
+    def __init__(self) -> None:
+        self.channels: dict[tuple[int, int, int], ChannelGaps] = {}
+        self.clocks: dict[int, int] = {}
+
+    def fold(
+        self, partition: int, clock: int, source_id: npt.NDArray[Any], channel: npt.NDArray[Any], session: npt.NDArray[Any],
+        sequence: npt.NDArray[Any],
+    ) -> GapChanges:  # fmt: skip
+        """Take the identities of a batch (columns of equal length) and the clock after it; give what opened and closed."""
+        self.clocks[partition] = max(clock, self.clocks.get(partition, 0))
+        changes = GapChanges()
+        for key, numbers in _by_channel(source_id, channel, session, sequence):
+            self._arrive(key, numbers, partition, changes)
+        for key, state in self.channels.items():
+            self._settle(key, state, changes)
+        return changes
+
+    def dump(self) -> dict[str, Any]:
+        """Give the state as plain values."""
+        return {
+            "clocks": self.clocks,
+            "channels": [
+                (*key, state.base, state.pending.tolist(), state.hole_since, state.missing, sorted(state.partitions))
+                for key, state in sorted(self.channels.items())
+            ],
+        }
+
+    @classmethod
+    def load(cls, data: dict[str, Any]) -> "GapTracker":
+        """Read what `dump` gave."""
+        tracker = cls()
+        tracker.clocks = {int(partition): int(clock) for partition, clock in data["clocks"].items()}
+        for source_id, channel, session, base, pending, since, missing, partitions in data["channels"]:
+            tracker.channels[source_id, channel, session] = ChannelGaps(
+                base, np.array(pending, np.int64), since, [(first, last) for first, last in missing], set(partitions)
+            )
+        return tracker
+
+    def _arrive(self, key: tuple[int, int, int], numbers: npt.NDArray[np.int64], partition: int, changes: GapChanges) -> None:
+        state = self.channels.get(key)
+        if state is None:
+            state = self.channels[key] = ChannelGaps(int(numbers[0]) - 1, np.zeros(0, np.int64))
+        state.partitions.add(partition)
+        if state.missing:
+            _fill(key, state, numbers[numbers <= state.base], changes)
+        above = numbers[numbers > state.base]
+        state.pending = np.union1d(state.pending, above) if len(state.pending) else above
+        _advance(state)
+
+    def _settle(self, key: tuple[int, int, int], state: ChannelGaps, changes: GapChanges) -> None:
+        """Declare the hole after `base` missing once every partition of the channel has moved past the time it was noticed."""
+        common = min(self.clocks[partition] for partition in state.partitions)
+        while len(state.pending):
+            if state.hole_since == 0:
+                state.hole_since = max(self.clocks[partition] for partition in state.partitions)
+            if common < state.hole_since + SETTLE_NS:
+                return
+            hole = (state.base + 1, int(state.pending[0]) - 1)
+            state.missing.append(hole)
+            changes.opened.append((*key, *hole))
+            state.base = hole[1]
+            # The holes behind this one were there as long; they need not wait again.
+            since = state.hole_since
+            _advance(state)
+            state.hole_since = since if len(state.pending) else 0
+
+
+def _advance(state: ChannelGaps) -> None:
+    """Move `base` over what has come without a hole."""
+    before = state.base
+    if len(state.pending):
+        run = int(np.argmin(np.append(state.pending == np.arange(state.base + 1, state.base + 1 + len(state.pending)), False)))
+        state.base += run
+        state.pending = state.pending[run:]
+    if state.base != before or not len(state.pending):
+        state.hole_since = 0
+
+
+def _fill(key: tuple[int, int, int], state: ChannelGaps, numbers: npt.NDArray[np.int64], changes: GapChanges) -> None:
+    left: list[Range] = []
+    for first, last in state.missing:
+        came = numbers[(numbers >= first) & (numbers <= last)]
+        if not len(came):
+            left.append((first, last))
+            continue
+        changes.closed.append((*key, first, last))
+        edges = np.r_[first - 1, came, last + 1]
+        rest = [(int(a) + 1, int(b) - 1) for a, b in zip(edges[:-1], edges[1:], strict=True) if b - a > 1]
+        changes.opened += [(*key, *hole) for hole in rest]
+        left += rest
+    state.missing = left
+
+
+def _by_channel(
+    source_id: npt.NDArray[Any], channel: npt.NDArray[Any], session: npt.NDArray[Any], sequence: npt.NDArray[Any]
+) -> list[tuple[tuple[int, int, int], npt.NDArray[np.int64]]]:
+    """Split numbered identities by channel, sorted and distinct."""
+    found = []
+    left = np.flatnonzero(channel >= 0)
+    while len(left):
+        head = left[0]
+        same = (source_id[left] == source_id[head]) & (channel[left] == channel[head]) & (session[left] == session[head])
+        key = (int(source_id[head]), int(channel[head]), int(session[head]))
+        found.append((key, np.unique(sequence[left[same]]).astype(np.int64)))
+        left = left[~same]
+    return found
