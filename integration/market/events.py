@@ -5,8 +5,7 @@ Arrow, `bar_events` the JSON of bars. Instruments and sources stay texts here: r
 """
 
 import sys
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -102,18 +101,9 @@ def warm_up() -> None:
     scan([b"{}"])
 
 
-@dataclass(slots=True)
-class _Texts:
-    """The distinct texts of a column."""
-
-    texts: list[str] = field(default_factory=list)
-    places: dict[str, int] = field(default_factory=dict)
-
-    def place(self, text: str) -> int:
-        place = self.places.setdefault(text, len(self.texts))
-        if place == len(self.texts):
-            self.texts.append(text)
-        return place
+def _places(texts: dict[str, int], names: Iterable[str]) -> list[int]:
+    """Give the place of each name in an ordered set of texts; new ones are added at its end."""
+    return [texts.setdefault(name, len(texts)) for name in names]
 
 
 class _Batch:
@@ -122,7 +112,7 @@ class _Batch:
     def __init__(self, messages: Sequence[Message]) -> None:
         count = len(messages)
         self.messages = messages
-        self.texts = {name: _Texts() for name in _TEXT_COLUMNS}
+        self.texts: dict[str, dict[str, int]] = {name: {} for name in _TEXT_COLUMNS}
         self.kept = np.zeros(count, np.bool_)
         self.columns: dict[str, Column] = {}
         self.streams: list[TickStream] = []
@@ -156,9 +146,10 @@ class _Batch:
         for name, distinct in texts.items():
             used = np.zeros(len(distinct) + 1, np.bool_)
             used[plain.columns[name][self.kept]] = True
-            # the last place stands for -1, the text of a message that was not read
-            places = [self.texts[name].place(text) if used[number] else 0 for number, text in enumerate(distinct)] + [0]
-            self.columns[name] = np.array(places, np.int64)[plain.columns[name]]
+            used[-1] = False  # stands for -1, the text of a message that was not read
+            places = np.zeros(len(used), np.int64)
+            places[used] = _places(self.texts[name], (distinct[number] for number in np.flatnonzero(used).tolist()))
+            self.columns[name] = places[plain.columns[name]]
 
     def add_event(self, index: int, event: TickEvent | DeliveredBar | StatusChange | Rejection) -> None:
         """Take what the message at `index` turned out to be."""
@@ -166,7 +157,7 @@ class _Batch:
             for name in _JSON_COLUMNS:
                 self.columns[name][index] = getattr(event, name)
             for name in _TEXT_COLUMNS:
-                self.columns[name][index] = self.texts[name].place(getattr(event, name))
+                (self.columns[name][index],) = _places(self.texts[name], [getattr(event, name)])
             self.kept[index] = True
         elif isinstance(event, DeliveredBar):
             self.bars.append(event)
@@ -186,21 +177,21 @@ class _Batch:
 
     def decoded(self) -> Decoded:
         """Join everything in order of arrival, in arrays of our own."""
-        parts = [self._json_ticks(), *(stream.ticks for stream in self.streams)]
-        indices = [self._json_texts(), *map(self._stream_texts, self.streams)]
-        if len(parts) > 1:
-            parts = [Ticks.concatenate(parts)]
-            indices = [{name: np.concatenate([part[name] for part in indices]) for name in _TEXT_COLUMNS}]
-        ticks, texts = parts[0], indices[0]
+        parts = [(stream.ticks, self._stream_texts(stream)) for stream in self.streams]
+        if self.kept.any() or not parts:
+            parts.insert(0, (self._json_ticks(), self._json_texts()))
+        # joining also gives columns that are ours: those of a stream are read-only views of its bytes
+        ticks = Ticks.concatenate([part for part, _ in parts])
+        texts = {name: np.concatenate([indices[name] for _, indices in parts]) for name in _TEXT_COLUMNS}
         if self.streams and self.kept.any():
             order = np.argsort(ticks.message, kind="stable")
             ticks, texts = ticks.take(order), {name: column[order] for name, column in texts.items()}
         return Decoded(
             ticks=ticks,
             **texts,
-            instruments=self.texts["instrument"].texts,
-            sources=self.texts["source"].texts,
-            currencies=self.texts["currency"].texts,
+            instruments=list(self.texts["instrument"]),
+            sources=list(self.texts["source"]),
+            currencies=list(self.texts["currency"]),
             bars=self.bars,
             statuses=self.statuses,
             rejections=self.rejections,
@@ -222,17 +213,12 @@ class _Batch:
         return {name: self.columns[name][self.kept].astype(np.int32) for name in _TEXT_COLUMNS}
 
     def _stream_texts(self, stream: TickStream) -> dict[str, npt.NDArray[np.int32]]:
-        used = np.zeros(len(stream.instruments), np.bool_)
-        used[stream.instrument] = True
-        places = [
-            self.texts["instrument"].place(text) if used[number] else 0
-            for number, text in enumerate(stream.instruments)
-        ]
         rows = len(stream.ticks)
+        (source,), (currency,) = _places(self.texts["source"], [stream.source]), _places(self.texts["currency"], [""])
         return {
-            "instrument": np.array(places, np.int32)[stream.instrument],
-            "source": np.full(rows, self.texts["source"].place(stream.source), np.int32),
-            "currency": np.full(rows, self.texts["currency"].place(""), np.int32),
+            "instrument": np.array(_places(self.texts["instrument"], stream.instruments), np.int32)[stream.instrument],
+            "source": np.full(rows, source, np.int32),
+            "currency": np.full(rows, currency, np.int32),
         }
 
 

@@ -412,7 +412,7 @@ def _status(body: _MarketData, message: Message, index: int, identity: _Identity
     return StatusChange(index, body.instrument_id, meta.source, meta.status, ts_event, *identity, message.ts_publish)
 
 
-def _from_distributed(event: _MarketDataDistributed, message: Message, index: int) -> Event:
+def _from_distributed(event: _MarketDataDistributed, _message: Message, _index: int) -> Event:
     head, data = event.distribution, event.data
     channel, session, sequence = _identity(event.event_id, head)
     _refuse(source_problem(head.source), SCHEMA)

@@ -7,7 +7,7 @@ So this module may decline too much, but must never accept what the reference re
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import numba
 import numpy as np
@@ -23,8 +23,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def _compiled(function: _Function) -> _Function:
     # _nrt=False: nothing here allocates, and without it every call counts references of its arrays, 2.5 times slower in all
-    compiled: _Function = numba.njit(cache=True, nogil=True, forceinline=True, _nrt=False)(function)
-    return compiled
+    options: dict[str, Any] = {"cache": True, "nogil": True, "forceinline": True, "_nrt": False}
+    return cast("_Function", numba.njit(**options)(function))
 
 
 # ---- what the contract allows, as tables ----------------------------------------------------------------------------
@@ -241,6 +241,12 @@ def _digits(buffer: Bytes, at: int) -> int:
 
 
 @_compiled
+def _digit(buffer: Bytes, at: int) -> int:
+    # by way of int64: a byte is unsigned, and signed with unsigned makes a float in compiled code
+    return int(np.int64(buffer[at])) - 48
+
+
+@_compiled
 def _text(buffer: Bytes, at: int) -> int:
     if buffer[at] != _QUOTATION:
         return _DECLINED
@@ -259,7 +265,7 @@ def _fixed(buffer: Bytes, at: int, count: int) -> int:
     for position in range(at, at + count):
         if buffer[position] < 48 or buffer[position] > 57:
             return -1
-        value = value * 10 + (buffer[position] - 48)
+        value = value * 10 + _digit(buffer, position)
     return value
 
 
@@ -269,9 +275,9 @@ def _integer(buffer: Bytes, at: int, value: Ints, slot: int) -> int:
     count = end - at
     if count == 0 or count > 19 or (count > 1 and buffer[at] == 48):
         return _DECLINED
-    number = np.int64(0)
+    number = 0
     for position in range(at, end):
-        digit = np.int64(buffer[position]) - 48
+        digit = _digit(buffer, position)
         if position - at == 18 and (number > 922337203685477580 or (number == 922337203685477580 and digit > 7)):
             return _DECLINED
         number = number * 10 + digit
@@ -288,9 +294,9 @@ def _decimal(buffer: Bytes, at: int, value: Ints, slot: int) -> int:
     point = _digits(buffer, at)
     if point == at or point - at > 10 or (point - at > 1 and buffer[at] == 48):
         return _DECLINED
-    nanos = np.int64(0)
+    nanos = 0
     for position in range(at, point):
-        nanos = nanos * 10 + (np.int64(buffer[position]) - 48)
+        nanos = nanos * 10 + _digit(buffer, position)
     if nanos >= 9_200_000_000:
         return _DECLINED
     end = point
@@ -299,7 +305,7 @@ def _decimal(buffer: Bytes, at: int, value: Ints, slot: int) -> int:
         if end == point + 1 or end - point > 10:
             return _DECLINED
     for position in range(point + 1, point + 10):
-        nanos = nanos * 10 + (np.int64(buffer[position]) - 48 if position < end else 0)
+        nanos = nanos * 10 + (_digit(buffer, position) if position < end else 0)
     return _signed(buffer, end, quoted, negative, nanos, value, slot)
 
 
@@ -337,7 +343,7 @@ def _days(year: int, month: int, day: int) -> int:
     if year < 1970 or year > 2261 or month < 1 or month > 12 or day < 1:
         return -1
     leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
-    longest = 31 - (month == 4 or month == 6 or month == 9 or month == 11)
+    longest = 31 - (month in (4, 6, 9, 11))
     if month == 2:
         longest = 29 if leap else 28
     if day > longest:
@@ -418,14 +424,14 @@ def _word(buffer: Bytes, at: int, length: int, words: Bytes) -> int:
 def _conditions(buffer: Bytes, at: int, value: Ints, slot: int) -> int:
     if buffer[at] != _OPEN_LIST:
         return _DECLINED
-    bits = np.int64(0)
+    bits = 0
     at = _space(buffer, at + 1)
     while bits or buffer[at] != _CLOSE_LIST:
         end = _text(buffer, at)
         row = _word(buffer, at + 1, end - at - 2, _CONDITION_WORDS) if end > 0 else -1
         if row < 0 or bits >> row & 1:
             return _DECLINED
-        bits |= np.int64(1) << row
+        bits |= 1 << row
         at = _space(buffer, end)
         if buffer[at] == _CLOSE_LIST:
             break
@@ -439,20 +445,26 @@ def _conditions(buffer: Bytes, at: int, value: Ints, slot: int) -> int:
 @_compiled
 def _value(buffer: Bytes, at: int, field: int, value: Ints, length: Ints) -> int:
     rule, slot = _RULES[field], _TARGETS[field]
+    quoted = buffer[at] == _QUOTATION
     if rule == _DECIMAL:
         return _decimal(buffer, at, value, slot)
-    if rule == _INTEGER:
+    if rule == _INTEGER or (not quoted and rule in (_TIME, _SENT)):
         return _integer(buffer, at, value, slot)
     if rule == _TIME:
-        return _iso(buffer, at + 1, value, slot) if buffer[at] == _QUOTATION else _integer(buffer, at, value, slot)
-    if rule == _TEXT or (rule == _SENT and buffer[at] == _QUOTATION):
+        return _iso(buffer, at + 1, value, slot)
+    if rule in (_TEXT, _SENT):
         end = _text(buffer, at)
         value[slot], length[slot] = at + 1, end - at - 2
         return end
-    if rule == _SENT:
-        return _integer(buffer, at, value, slot)
     if rule == _WORDS:
         return _conditions(buffer, at, value, slot)
+    return _unkept(buffer, at, rule)
+
+
+@_compiled
+def _unkept(buffer: Bytes, at: int, rule: int) -> int:
+    if rule == _OBJECT:
+        return at + 1 if buffer[at] == _OPEN else _DECLINED
     if rule == _NULLABLE and buffer[at] == 110:
         return _null(buffer, at)
     return _number(buffer, at)
@@ -479,52 +491,57 @@ def _field(buffer: Bytes, at: int, owner: int, hint: int) -> int:
 
 
 @_compiled
+def _after_key(buffer: Bytes, at: int, field: int, seen: int) -> int:
+    """Give the position of a key's value, or _DECLINED when the key is unknown or was seen before; `at` is its quotation mark."""
+    if field < 0 or seen >> field & 1:
+        return _DECLINED
+    at = _space(buffer, at + _KEY_LENGTHS[field] + 2)
+    return _space(buffer, at + 1) if buffer[at] == _COLON else _DECLINED
+
+
+@_compiled
 def _keys(buffer: Bytes, at: int, end: int, value: Ints, length: Ints, stack: Ints) -> int:
     """Read one event from `at` to `end`; give the bit set of the keys seen, or _DECLINED."""
     at = _space(buffer, at)
-    if buffer[at] != _OPEN:
-        return _DECLINED
-    at += 1
-    seen = np.int64(0)
+    at = at + 1 if buffer[at] == _OPEN else _DECLINED
+    seen = 0
     depth, owner, hint = 0, 0, 0
     may_close, may_open = True, True
-    while True:
+    while at >= 0:
         at = _space(buffer, at)
         if buffer[at] == _CLOSE and may_close:
-            at += 1
+            at = _space(buffer, at + 1)
             depth -= 1
             if depth < 0:
-                return seen if _space(buffer, at) == end else _DECLINED
+                break
             owner, hint = stack[2 * depth], stack[2 * depth + 1]
         elif buffer[at] == _QUOTATION and may_open:
             field = _field(buffer, at + 1, owner, hint)
-            if field < 0 or seen >> field & 1:
-                return _DECLINED
-            seen |= np.int64(1) << field
+            at = _after_key(buffer, at, field, seen)
+            at = _value(buffer, at, field, value, length) if at >= 0 else at
+            seen |= 1 << max(field, 0)
             hint = field + 1
-            at = _space(buffer, at + _KEY_LENGTHS[field] + 2)
-            if buffer[at] != _COLON:
-                return _DECLINED
-            at = _space(buffer, at + 1)
-            if _RULES[field] == _OBJECT:
-                if buffer[at] != _OPEN:
-                    return _DECLINED
-                at += 1
+            if at >= 0 and _RULES[field] == _OBJECT:
                 stack[2 * depth], stack[2 * depth + 1] = owner, hint
                 depth += 1
                 owner = _TARGETS[field]
                 hint = _FIRST[owner]
                 may_close, may_open = True, True
                 continue
-            at = _value(buffer, at, field, value, length)
-            if at < 0:
-                return _DECLINED
         else:
-            return _DECLINED
-        at = _space(buffer, at)
-        may_open = buffer[at] == _COMMA
-        may_close = not may_open
-        at += 1 if may_open else 0
+            at = _DECLINED
+        may_close, may_open, at = _separator(buffer, at)
+    return seen if at == end else _DECLINED
+
+
+@_compiled
+def _separator(buffer: Bytes, at: int) -> tuple[bool, bool, int]:
+    """Tell what may follow a value, a closing brace or another key, and where."""
+    if at < 0:
+        return False, False, at
+    at = _space(buffer, at)
+    comma = buffer[at] == _COMMA
+    return not comma, comma, at + 1 if comma else at
 
 
 @_compiled
@@ -538,7 +555,7 @@ def _finish(buffer: Bytes, seen: int, value: Ints, length: Ints) -> bool:
     action = 0 if length[_ACTION_TEXT] < 0 else _word(buffer, value[_ACTION_TEXT], length[_ACTION_TEXT], _ACTION_WORDS)
     if not _has_layout(seen, form, kind) or action < 0:
         return False
-    if (action == CORRECT or action == CANCEL) and (kind != TRADE or value[_TRADE_ID] == 0):
+    if (action in (CORRECT, CANCEL)) and (kind != TRADE or value[_TRADE_ID] == 0):
         return False
     if form == 3 and _word(buffer, value[_VERSION], length[_VERSION], _VERSION_WORDS) < 0:
         return False
@@ -567,7 +584,7 @@ def _in_range(buffer: Bytes, form: int, value: Ints, length: Ints) -> bool:
     # a point inside the exchange would move the border between symbol and MIC; no currency is no currency of form 3
     if length[_EXCHANGE] != 4 or (form == 3 and length[_MONEY] != 3):
         return False
-    for position in range(value[_EXCHANGE], value[_EXCHANGE] + 4):
+    for position in range(value[_EXCHANGE], value[_EXCHANGE] + 4):  # noqa: SIM110 - numba has no generators
         if buffer[position] == _POINT:
             return False
     return True
@@ -604,19 +621,18 @@ def _intern(
                 second_length,
             )
             table[place] = number
-            return number
-        if spans[number, 1] == first_length and spans[number, 3] == second_length:
-            if _equal(buffer, spans[number, 0], first, first_length) and _equal(
-                buffer, spans[number, 2], second, second_length
-            ):
-                return number
+            return int(number)
+        same = spans[number, 1] == first_length and spans[number, 3] == second_length
+        same = same and _equal(buffer, spans[number, 0], first, first_length)
+        if same and _equal(buffer, spans[number, 2], second, second_length):
+            return int(number)
         place = (place + 1) & mask
     return 0
 
 
 @_compiled
 def _equal(buffer: Bytes, one: int, other: int, length: int) -> bool:
-    for position in range(length):
+    for position in range(length):  # noqa: SIM110 - numba has no generators
         if buffer[one + position] != buffer[other + position]:
             return False
     return True

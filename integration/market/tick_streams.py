@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.ipc as ipc
+from pyarrow import ipc
 
 from integration.market.errors import (
     ARROW_INVALID,
@@ -253,7 +253,9 @@ def _rows(table: pa.Table, message: Message, index: int, claims: tuple[str, int,
     columns["flags"] = flags_of(columns["action"])
     zeros = {name: np.zeros(rows, kind) for name, kind in TICK_COLUMNS.items() if name not in columns}
     ticks = Ticks(**columns, **zeros)
-    code = _judge(ticks, np.array([bool(instrument_problem(text)) for text in instruments], np.bool_)[which])
+    problems = list(map(instrument_problem, instruments))
+    misnamed = np.array(list(map(bool, problems)), np.bool_)[which] if any(problems) else np.zeros(rows, np.bool_)
+    code = _judge(ticks, misnamed)
     bad = np.flatnonzero(code)
     if not len(bad):
         return TickStream(ticks, which, instruments, source, [])
@@ -261,14 +263,18 @@ def _rows(table: pa.Table, message: Message, index: int, claims: tuple[str, int,
         _row_rejection(ticks, int(row), instruments[which[row]], source, _ROW_CODES[code[row]], message) for row in bad
     ]
     good = code == 0
-    return TickStream(ticks.take(good), which[good], instruments, source, rejections)
+    used, which = np.unique(which[good], return_inverse=True)
+    return TickStream(
+        ticks.take(good), which.astype(np.int32), [instruments[number] for number in used], source, rejections
+    )
 
 
 def flags_of(action: Column) -> npt.NDArray[np.uint32]:
     """Give the flag bits that follow from actions alone: correction and cancel."""
-    return (np.where(action == CORRECT, FLAG_CORRECTION, 0) | np.where(action == CANCEL, FLAG_CANCEL, 0)).astype(
-        np.uint32
-    )
+    flags = np.zeros(len(action), np.uint32)
+    flags[action == CORRECT] = FLAG_CORRECTION
+    flags[action == CANCEL] = FLAG_CANCEL
+    return flags
 
 
 # index: what _judge gives for a row
@@ -351,7 +357,8 @@ def _write(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def encode_ticks_stream(

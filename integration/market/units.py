@@ -53,9 +53,8 @@ def nanos_from_decimal(number: Decimal) -> int:
     if number.adjusted() > _MAX_ADJUSTED_EXPONENT:
         raise ValueError("absolute value is not below 9.2e9")
     sign, digits, exponent = number.as_tuple()
-    assert isinstance(exponent, int)  # finite
     magnitude = int("".join(map(str, digits)))
-    shift = exponent + MAX_DECIMALS
+    shift = int(exponent) + MAX_DECIMALS
     if shift < 0:
         # at most len(digits) zeros can be cut; a smaller exponent is too precise whatever the digits are
         magnitude, rest = divmod(magnitude, 10 ** min(-shift, len(digits)))
