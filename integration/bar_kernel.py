@@ -14,7 +14,6 @@ import numpy.typing as npt
 from integration.market.sessions import DAY, HOUR, MINUTE
 from integration.market.ticks import FLAG_RELEASED, NEW, NO_VOLUME_CONDITIONS, OFF_MARKET_CONDITIONS, TRADE
 
-Int = np.int64
 Ints = npt.NDArray[np.int64]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -54,7 +53,7 @@ HALF: Final = 2**31 - 1
 
 def compiled(function: Function) -> Function:
     """Compile with numba, cached on disk; typed, which numba's own decorator is not."""
-    return cast(Function, numba.njit(cache=True, error_model="numpy")(function))
+    return cast("Function", numba.njit(cache=True, error_model="numpy")(function))
 
 
 @compiled
@@ -170,11 +169,11 @@ def assign_keys(
     """
     for i in range(row, len(kind)):
         key_of_row[i] = -1
-        bits = Int(conditions[i])
+        bits = int(conditions[i])
         counts = bits & OFF_MARKET_CONDITIONS == 0 or bits & NO_VOLUME_CONDITIONS == 0
         if kind[i] != TRADE or action[i] != NEW or not counts:
             continue
-        instrument, source = Int(instrument_id[i]), max(Int(source_id[i]), 0)
+        instrument, source = int(instrument_id[i]), max(int(source_id[i]), 0)
         key = table[_probe_key(table, instruments, sources, instrument, source)]
         if key < 0:
             if count + 2 > len(instruments):
@@ -190,7 +189,13 @@ def assign_keys(
 
 @compiled
 def _find_part(
-    key: int, start: int, latest: npt.NDArray[np.int32], table: npt.NDArray[np.int32], parts: Ints, part_key: Ints, count: int
+    key: int,
+    start: int,
+    latest: npt.NDArray[np.int32],
+    table: npt.NDArray[np.int32],
+    parts: Ints,
+    part_key: Ints,
+    count: int,
 ) -> int:
     # `latest` remembers each key's last part: most rows of a batch stay in the minute of the row before.
     part = latest[key]
@@ -230,11 +235,11 @@ def sum_minutes(
     """
     count = 0
     for i in range(len(key_of_row)):
-        key = Int(key_of_row[i])
+        key = int(key_of_row[i])
         if key < 0:
             continue
-        together = Int(whole[key])
-        ts, bits = ts_event[i], Int(conditions[i])
+        together = int(whole[key])
+        ts, bits = int(ts_event[i]), int(conditions[i])
         start = ts - ts % MINUTE
         mark = RELEASED if flags[i] & FLAG_RELEASED else ORDINARY
         turnover_0, turnover_1, turnover_2 = multiply(price[i], size[i])
@@ -378,7 +383,8 @@ def _merge_part(
     late_count: int,
     out: Ints,
     count: int,
-) -> tuple[int, int]:
+    due: int,
+) -> tuple[int, int, int]:
     # Merge one minute's sum into the six bars that hold it; those that are over already are summed in `late`.
     for frame in range(FRAMES):
         start, end = bar_span(part[START], frame, session)
@@ -398,12 +404,13 @@ def _merge_part(
                 if bar[START] != NEVER:
                     count = _publish(bar, key, frame, out, count)
                 begin(bar, start, end, session[5], session[1])
+            due = min(due, end + grace)
         merge(bar, part)
         if part[FIRST] != NEVER or part[START] < end:
             bar[MARKS] |= URGENT
         if begins < joined:
             bar[MARKS] |= PARTIAL
-    return late_count, count
+    return late_count, count, due
 
 
 @compiled
@@ -447,18 +454,39 @@ def apply_minutes(
             part = parts[order[i]]
             newest = max(newest, part[END])
             session_of(part[START], calendar_rows, calendar_bounds[calendar[key]], session)
-            late_count, count = _merge_part(
-                key, part, session, before, joined[key], grace, places[key], late_at, late, late_count, out, count
+            late_count, count, due[key] = _merge_part(
+                key,
+                part,
+                session,
+                before,
+                joined[key],
+                grace,
+                places[key],
+                late_at,
+                late,
+                late_count,
+                out,
+                count,
+                due[key],
             )
             i += 1
         frontier[key] = max(newest, _known_until(members[key], clocks))
-        count, due[key] = _flush(key, frontier[key], grace, places[key], out, count)
+        if due[key] <= frontier[key]:
+            count, due[key] = _flush(key, frontier[key], grace, places[key], out, count)
     return late_count, count
 
 
 @compiled
 def close_due(
-    keys: int, clock: int, clocks: Ints, members: npt.NDArray[np.uint8], places: Ints, frontier: Ints, due: Ints, grace: int, out: Ints
+    keys: int,
+    clock: int,
+    clocks: Ints,
+    members: npt.NDArray[np.uint8],
+    places: Ints,
+    frontier: Ints,
+    due: Ints,
+    grace: int,
+    out: Ints,
 ) -> int:
     """Let the bars out that the clock has passed; give their number. `out` needs room for 12 rows per key that is due."""
     count = 0

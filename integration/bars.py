@@ -187,36 +187,28 @@ class BarBuilder:
         self._calendar_bounds = np.zeros((0, 3), np.int64)
         self._calendar_rows = np.zeros((0, 5), np.int64)
         self._parts = np.zeros((0, self._kernel.COLUMNS), np.int64)
+        self._part_key = np.zeros(0, np.int64)
         self._allocate(_FIRST_CAPACITY)
 
     def _allocate(self, capacity: int) -> None:
         """Make room for `capacity` keys, keeping those there are."""
         kernel, kept = self._kernel, self._keys
 
-        def grown(name: str, shape: tuple[int, ...], dtype: type, fill: int) -> None:
-            array = np.full((capacity, *shape), fill, dtype)
+        def grown(name: str, shape: tuple[int, ...], dtype: type, fill: int) -> npt.NDArray[Any]:
+            array: npt.NDArray[Any] = np.full((capacity, *shape), fill, dtype)
             if kept:
                 array[:kept] = getattr(self, name)[:kept]
-            setattr(self, name, array)
+            return array
 
-        self._places: npt.NDArray[np.int64]
-        grown("_places", (kernel.FRAMES, 2, kernel.COLUMNS), np.int64, kernel.NEVER)
-        self._instruments: npt.NDArray[np.int64]
-        grown("_instruments", (), np.int64, 0)
-        self._sources: npt.NDArray[np.int64]
-        grown("_sources", (), np.int64, 0)
-        self._frontier: npt.NDArray[np.int64]
-        grown("_frontier", (), np.int64, kernel.NEVER)
-        self._due: npt.NDArray[np.int64]
-        grown("_due", (), np.int64, kernel.FOREVER)
-        self._joined: npt.NDArray[np.int64]
-        grown("_joined", (), np.int64, kernel.NEVER)
-        self._whole: npt.NDArray[np.int32]
-        grown("_whole", (), np.int32, 0)
-        self._calendar: npt.NDArray[np.int32]
-        grown("_calendar", (), np.int32, 0)
-        self._members: npt.NDArray[np.uint8]
-        grown("_members", (len(self._clocks),), np.uint8, 0)
+        self._places = grown("_places", (kernel.FRAMES, 2, kernel.COLUMNS), np.int64, kernel.NEVER)
+        self._instruments = grown("_instruments", (), np.int64, 0)
+        self._sources = grown("_sources", (), np.int64, 0)
+        self._frontier = grown("_frontier", (), np.int64, kernel.NEVER)
+        self._due = grown("_due", (), np.int64, kernel.FOREVER)
+        self._joined = grown("_joined", (), np.int64, kernel.NEVER)
+        self._whole = grown("_whole", (), np.int32, 0)
+        self._calendar = grown("_calendar", (), np.int32, 0)
+        self._members = grown("_members", (len(self._clocks),), np.uint8, 0)
         self._latest = np.full(capacity, -1, np.int32)
         self._table = np.full(_power_of_two(2 * capacity), -1, np.int32)
         kernel.fill_table(self._table, self._instruments, self._sources, kept)
@@ -393,10 +385,8 @@ class BarBuilder:
         )  # fmt: skip
         header = _HEADER.pack(_MAGIC, self._keys, len(self._partitions), len(where))
         body = [np.ascontiguousarray(array, _little(array.dtype)).data.cast("B") for array in arrays if array.size]
-        checksum = 0
-        for piece in (header, *body):
-            checksum = zlib.crc32(piece, checksum)
-        return b"".join((header, *body, _CHECKSUM.pack(checksum)))
+        data = b"".join((header, *body))
+        return data + _CHECKSUM.pack(zlib.crc32(data))
 
     def restore(self, data: bytes) -> None:
         """Take up the state of a snapshot in place of what there is; ValueError when the bytes are none, and nothing has changed then."""

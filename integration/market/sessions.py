@@ -162,25 +162,25 @@ def session_table(calendar: str, *, first_year: int = 2000, last_year: int) -> S
         return SessionTable.of_always_open()
     try:
         return _from_library(calendar, first_year, last_year)
-    except Exception:  # whatever a third-party calendar raises must not read as "open" or "fresh"
+    except Exception:  # noqa: BLE001 - whatever a third-party calendar raises must not read as "open" or "fresh"
         return SessionTable.of_unknown(calendar)
 
 
 def _from_library(name: str, first_year: int, last_year: int) -> SessionTable:
     import exchange_calendars
-    import pandas
+    import pandas as pd
 
     # The library says how far a calendar reaches only through an instance; its own default span is not used.
     kind: Any = type(exchange_calendars.get_calendar(name))
-    first = max(filter(None, (pandas.Timestamp(first_year, 1, 1), kind.bound_min())))
-    last = min(filter(None, (pandas.Timestamp(last_year, 12, 31), kind.bound_max())))
+    first = max(filter(None, (pd.Timestamp(first_year, 1, 1), kind.bound_min())))
+    last = min(filter(None, (pd.Timestamp(last_year, 12, 31), kind.bound_max())))
     calendar = kind(start=first, end=last)
     dates = calendar.schedule.index
-    opens = _nanoseconds(calendar.schedule["open"])
-    closes = _nanoseconds(calendar.schedule["close"])
+    opens = _nanoseconds(pd.DatetimeIndex(calendar.schedule["open"]).tz_convert(None))
+    closes = _nanoseconds(pd.DatetimeIndex(calendar.schedule["close"]).tz_convert(None))
     midnight = _local_midnights(dates, calendar.tz)
     overnight = bool(np.any(opens < midnight))
-    ends = closes if overnight else np.maximum(_local_midnights(dates + pandas.Timedelta(days=1), calendar.tz), closes)
+    ends = closes if overnight else np.maximum(_local_midnights(dates + pd.Timedelta(days=1), calendar.tz), closes)
     starts = opens if overnight else midnight
     days = _nanoseconds(dates) // DAY
     return SessionTable(name, True, False, int(starts[0]), days.astype(np.int32), starts, opens, closes, ends)
@@ -192,5 +192,7 @@ def _nanoseconds(times: Any) -> Times:
 
 def _local_midnights(dates: Any, zone: Any) -> Times:
     # Where a clock change skips midnight (Beirut, São Paulo once) the day begins when the clock has moved.
-    midnights = dates.tz_localize(None).tz_localize(zone, nonexistent="shift_forward", ambiguous=np.ones(len(dates), bool))
+    midnights = dates.tz_localize(None).tz_localize(
+        zone, nonexistent="shift_forward", ambiguous=np.ones(len(dates), bool)
+    )
     return _nanoseconds(midnights.tz_convert(None))
