@@ -1,6 +1,8 @@
 """Joins every app's addresses."""
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 
-urlpatterns = [path("admin/", admin.site.urls)]
+from distribution import probes
+
+urlpatterns = [path("admin/", admin.site.urls), *probes.urlpatterns, path("", include("distribution.urls"))]
