@@ -207,8 +207,7 @@ class PartitionWorker:
             self._consume_or_split(messages[half:], slots)
 
     def _request(self, messages: Sequence[Message]) -> Request:
-        newest = max(message.ts_publish for message in messages)
-        return Request(self.topic, messages, self.references.current(), trust_time=newest <= self.now_ns() + MAX_SKEW_NS)
+        return Request(self.topic, messages, self.references.current(), trust_time=messages[-1].ts_publish <= self.now_ns() + MAX_SKEW_NS)
 
     def _store(self, messages: Sequence[Message], request: Request, slots: Slots, released: tuple[int, ...] = ()) -> Outcome:
         owned = self._own()

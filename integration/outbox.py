@@ -28,7 +28,7 @@ from integration.market.reference import Reference
 from integration.models import Gap, OutgoingMessage, SequencerState
 from integration.rows import unpack_payload
 from integration.sequencer import ECHO_TOPIC, CommittedBatch, Outgoing, Sequenced, Sequencer, tick_message, without_payload
-from integration.storage import Checkpoint, read_extras
+from integration.storage import Checkpoint, binary_cursor, read_extras
 
 log = structlog.get_logger(__name__)
 
@@ -66,14 +66,14 @@ _BATCH_FROM: Final = """
 
 def unnumbered_batches(limit: int) -> list[CommittedBatch]:
     """Give committed batches that have no number yet. Within a partition ids rise, so that id order keeps its order."""
-    with connection.cursor() as cursor:
+    with binary_cursor() as cursor:
         cursor.execute(f"SELECT {_BATCH_COLUMNS} {_BATCH_FROM} WHERE b.pub_seq IS NULL ORDER BY b.id LIMIT %s", [limit])
         return _within(_committed(row) for row in cursor.fetchall())
 
 
 def numbered_batches(after: int) -> Iterable[CommittedBatch]:
     """Give the batches numbered above `after`, in order of their numbers."""
-    with connection.cursor() as cursor:
+    with binary_cursor() as cursor:
         while True:
             cursor.execute(
                 f"SELECT {_BATCH_COLUMNS}, b.pub_seq {_BATCH_FROM} WHERE b.pub_seq > %s ORDER BY b.pub_seq LIMIT %s", [after, BATCHES_PER_ROUND]
@@ -98,9 +98,9 @@ def _within(batches: Iterable[CommittedBatch]) -> list[CommittedBatch]:
 
 def _committed(row: Sequence[Any]) -> CommittedBatch:
     batch_id, partition, clock, ts_received, payload, extras_bytes, topic = row
-    extras = read_extras(bytes(extras_bytes))
+    extras = read_extras(extras_bytes)
     return CommittedBatch(
-        batch_id, partition, clock, ts_received, unpack_payload(bytes(payload)), np.array(extras.identities, np.int64).reshape(-1, 5),
+        batch_id, partition, clock, ts_received, unpack_payload(payload), np.array(extras.identities, np.int64).reshape(-1, 5),
         extras.bars, topic == canary_topic(),
     )  # fmt: skip
 
@@ -144,16 +144,16 @@ def _bar(row: dict[str, Any]) -> Bar:
 
 def write_round(done: Sequence[Sequenced], state: SequencerState, topics: dict[str, str], lease: HeldLease, checkpoint: bytes) -> None:
     """Store a round of folded batches in the transaction that is open; FencedError when another sequencer has moved the counter."""
-    with connection.cursor() as cursor:
+    with binary_cursor() as cursor:
         _number_batches(cursor, done)
         _write_bars(cursor, done)
         _write_messages(cursor, done, topics, state.epoch)
         for sequenced in done:
             _write_gaps(sequenced.gaps)
         cursor.execute(
-            "UPDATE integration_sequencerstate SET pub_seq = %s, checkpoint = CASE WHEN %s::bytea = '' THEN checkpoint ELSE %s END,"
-            " checkpoint_pub_seq = CASE WHEN %s::bytea = '' THEN checkpoint_pub_seq ELSE %s END WHERE id = 1 AND pub_seq = %s AND epoch = %s",
-            [done[-1].pub_seq, checkpoint, checkpoint, checkpoint, done[-1].pub_seq, done[0].pub_seq - 1, state.epoch],
+            "UPDATE integration_sequencerstate SET pub_seq = %s, checkpoint = coalesce(%b, checkpoint),"
+            " checkpoint_pub_seq = coalesce(%s, checkpoint_pub_seq) WHERE id = 1 AND pub_seq = %s AND epoch = %s",
+            [done[-1].pub_seq, checkpoint or None, done[-1].pub_seq if checkpoint else None, done[0].pub_seq - 1, state.epoch],
         )
         if cursor.rowcount != 1:
             raise FencedError(f"the counter is no longer at {done[0].pub_seq - 1}")
@@ -335,19 +335,18 @@ class SequencerLoop:
     def _publish(self) -> bool:
         """Send what is stored and not marked: from memory when it is all there, else from the table."""
         assert self.state is not None
-        messages = stored_messages(self.topics, _RESEND_ROWS) if self.must_resend else self.unsent
-        if not messages:
-            self.must_resend = False
-            return False
-        # Until it is certain that everything went out, the table is the only list that is complete.
-        self.must_resend, self.unsent = True, [] if not self.must_resend else self.unsent
-        self.publisher.publish(messages, self.state.epoch)
-        self.reached("after_publish")
-        self._mark(messages)
-        self.must_resend = len(messages) == _RESEND_ROWS or bool(self.unsent)
+        from_table = self.must_resend
+        messages = stored_messages(self.topics, _RESEND_ROWS) if from_table else self.unsent
+        # Until these are known to be out, the table is the only list that is complete.
+        self.must_resend = True
+        if messages:
+            self.publisher.publish(messages, self.state.epoch)
+            self.reached("after_publish")
+            self._mark(messages)
+            self._renew()
+        self.must_resend = from_table and len(messages) == _RESEND_ROWS
         self.unsent = []
-        self._renew()
-        return True
+        return bool(messages)
 
     def _mark(self, messages: Sequence[Outgoing]) -> None:
         assert self.state is not None
@@ -401,8 +400,8 @@ def _rebuilt(row: OutgoingMessage, name: str) -> Outgoing:
     payload = bytes(row.payload)
     if name != "ticks":
         return Outgoing(name, row.number, row.key, payload)
-    with connection.cursor() as cursor:
+    with binary_cursor() as cursor:
         cursor.execute("SELECT id, payload FROM integration_batch WHERE pub_seq = %s", [row.pub_seq])
         batch_id, stored = cursor.fetchone()
-    message = tick_message(unpack_payload(bytes(stored)), payload, batch_id, row.pub_seq, row.epoch)
+    message = tick_message(unpack_payload(stored), payload, batch_id, row.pub_seq, row.epoch)
     return Outgoing(name, row.number, row.key, message, payload)

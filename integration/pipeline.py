@@ -414,7 +414,8 @@ class _Flow:
 
     def outcome(self) -> Outcome:
         """Put together what must be stored."""
-        published = max((message.ts_publish for message in self.request.messages), default=0)
+        # The last message's: what was published before it on this partition has been delivered before it.
+        published = self.request.messages[-1].ts_publish if self.request.messages else 0
         return Outcome(
             self.ticks, self.sides, self.refused, self.parked, self.duplicate_count, self._identities(), self.screen_state, published,
             len(self.request.messages),

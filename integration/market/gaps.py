@@ -136,6 +136,13 @@ def _by_channel(
         head = left[0]
         same = (source_id[left] == source_id[head]) & (channel[left] == channel[head]) & (session[left] == session[head])
         key = (int(source_id[head]), int(channel[head]), int(session[head]))
-        found.append((key, np.unique(sequence[left[same]]).astype(np.int64)))
+        found.append((key, _ascending(sequence[left[same]])))
         left = left[~same]
     return found
+
+
+def _ascending(sequence: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Give the sequences sorted and distinct; most batches are both already."""
+    if bool((sequence[1:] > sequence[:-1]).all()):
+        return sequence.astype(np.int64)
+    return np.unique(sequence).astype(np.int64)
