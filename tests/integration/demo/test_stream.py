@@ -37,24 +37,24 @@ def faulty(history: History) -> tuple[Stream, list[Event]]:
 
 
 def test_seed_and_start_decide_every_event(history: History) -> None:
-    _, one = events_of(MANY, history, 20)
-    _, same = events_of(MANY, history, 20)
+    _, one = events_of(MANY, history, 8)
+    _, same = events_of(MANY, history, 8)
     assert one == same
     for other in (Options(8, START, faults=20.0), Options(7, START + NANOS, faults=20.0)):
-        assert events_of(other, history, 20)[1] != one
+        assert events_of(other, history, 8)[1] != one
 
 
 def test_asking_in_small_steps_changes_nothing(history: History) -> None:
     stream = Stream(MANY, history)
-    stepped = [event for step in range(2_000) for event in stream.until(START + step * NANOS // 100)]
-    assert stepped == events_of(MANY, history, 19.99)[1]
+    stepped = [event for step in range(800) for event in stream.until(START + step * NANOS // 100)]
+    assert stepped == events_of(MANY, history, 7.99)[1]
 
 
 def test_a_feed_that_starts_again_goes_on_on_the_same_path(history: History) -> None:
     quiet = Options(seed=7, start=START, faults=0.0)
-    _, whole = events_of(quiet, history, 60)
-    _, later = events_of(Options(seed=7, start=START + 30 * NANOS, faults=0.0), history, 30)
-    path = [(e.due, e.instrument.symbol, e.price) for e in whole if e.kind != STATUS and e.due >= START + 30 * NANOS]
+    _, whole = events_of(quiet, history, 20)
+    _, later = events_of(Options(seed=7, start=START + 10 * NANOS, faults=0.0), history, 10)
+    path = [(e.due, e.instrument.symbol, e.price) for e in whole if e.kind != STATUS and e.due >= START + 10 * NANOS]
     again = [(e.due, e.instrument.symbol, e.price) for e in later if e.kind != STATUS]
     assert [tick for tick in path if tick[1] != "ESU3"] == [tick for tick in again if tick[1] != "ESU3"]
     assert len(path) > 1_000
@@ -95,7 +95,7 @@ def test_without_faults_there_is_none_and_no_number_is_missing(history: History)
 
 
 def test_faults_come_as_often_as_said(history: History) -> None:
-    stream, _ = events_of(Options(seed=7, start=START), history, 1_200)
+    stream, _ = events_of(Options(seed=7, start=START, rate=20.0, speed=1.0), history, 1_200)
     drawn = sum(count for kind, count in stream.faults.counts.items() if kind not in (HALTED_TRADE, RESUMPTION))
     assert drawn == pytest.approx(1_200 * NANOS / MEAN_INTERVAL, rel=0.2)
 
@@ -188,10 +188,10 @@ def test_a_ceiling_keeps_an_unpaced_stream_in_the_present(history: History) -> N
 
 
 def test_the_simulated_rate_is_kept_and_may_be_zero(history: History) -> None:
-    _, events = events_of(Options(7, START, rate=100.0, faults=0.0), history, 300)
+    _, events = events_of(Options(7, START, rate=100.0, faults=0.0), history, 120)
     simulated = [event for event in events if event.instrument in SIMULATED_INSTRUMENTS and event.kind != STATUS]
     # Instruments are in different parts of their day, which are not equally busy.
-    assert len(simulated) == pytest.approx(30_000, rel=0.25)
+    assert len(simulated) == pytest.approx(12_000, rel=0.25)
     assert {event.kind for event in simulated} == {TRADE, QUOTE}
     _, none = events_of(Options(7, START, rate=0.0), history, 10)
     assert {event.instrument.symbol for event in none if event.kind != STATUS} == {"ESU3"}
