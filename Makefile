@@ -34,7 +34,7 @@ $(STAMP): $(LOCKS) requirements-demo.txt package-lock.json
 	   && env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -q --require-hashes --no-deps -r requirements-demo.txt; }
 	@echo "setup: browser libraries; the broker's jars (once for all clones)"
 	@$(BIN)/npm ci --ignore-scripts --no-fund --no-audit --loglevel=error & npm=$$!; \
-	 env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m config.embedded.jars && wait $$npm
+	 env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m config.embedded.warm && wait $$npm
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q config integration quality corporate_actions distribution || true
 	@touch $@
 

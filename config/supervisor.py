@@ -22,11 +22,13 @@ from config.embedded.server import rotate
 LOOP_SECONDS = 0.1
 SERVER_CHECK_SECONDS = 3.0
 # A loaded broker may miss a health question; one that misses them for so long is sick.
-SICK_SECONDS = 15.0
+SICK_SECONDS = 30.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # After so long without an end the next one counts as the first.
 STEADY_SECONDS = 60.0
-STOP_BUDGET_SECONDS = 5.0
+STOP_BUDGET_SECONDS = 6.0
+# Of the budget this much is kept for each program that is still to stop.
+STOP_RESERVE_SECONDS = 0.7
 
 Say = Callable[[str], None]
 
@@ -105,10 +107,11 @@ class Supervisor:
     def stop(self) -> None:
         """Stop the programs one after the other, each within its time and all within the budget; kill what stays."""
         deadline = time.monotonic() + STOP_BUDGET_SECONDS
-        for name in self.stop_order:
-            program = self.programs.get(name)
-            if program is not None and program.process is not None:
-                self._stop(program, program.process, min(program.stop_seconds, max(0.2, deadline - time.monotonic())))
+        running = [self.programs[name] for name in self.stop_order if name in self.programs]
+        for place, program in enumerate(running, start=1):
+            if program.process is not None:
+                share = deadline - time.monotonic() - STOP_RESERVE_SECONDS * (len(running) - place)
+                self._stop(program, program.process, min(program.stop_seconds, share))
 
     def _start(self, program: Program) -> None:
         spec = {

@@ -10,7 +10,6 @@ import os
 import platform
 import queue
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -188,20 +187,3 @@ class Progress:
             if time.monotonic() - self.said_at >= PROGRESS_SECONDS:
                 self.said_at = time.monotonic()
                 self.say(f"broker jars: {self.count}/{self.total} ({self.size / 1e6:.0f} MB)")
-
-
-def main() -> int:
-    """Fetch for make setup; return the exit code."""
-    try:
-        fetch(lambda text: print(text, flush=True))
-    except EmbeddedServerError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("broker jars: interrupted; the next fetch goes on from here", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

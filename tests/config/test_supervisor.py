@@ -198,12 +198,12 @@ def test_sick_server_is_given_time(stage: Stage) -> None:
     servers.now = {"pulsar": "sick"}
     made.look_after_servers(servers, 100.0)
     servers.now = {}
-    made.look_after_servers(servers, 110.0)
+    made.look_after_servers(servers, 119.0)
     servers.now = {"pulsar": "sick"}
-    for now in (120.0, 130.0, 134.9):
+    for now in (120.0, 130.0, 149.9):
         made.look_after_servers(servers, now)
         assert servers.restarted == []
-    made.look_after_servers(servers, 135.0)
+    made.look_after_servers(servers, 150.0)
     assert servers.restarted == ["pulsar"]
 
 
