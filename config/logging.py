@@ -4,6 +4,8 @@ Each line carries the bound context (`batch_id`, `partition`, `job_id`). Payload
 so that a careless keyword cannot leak one.
 """
 
+import logging
+import time
 from collections.abc import MutableMapping
 from typing import Any, Final
 
@@ -13,6 +15,8 @@ SECRET_WORDS: Final = ("password", "token", "secret", "authorization", "cookie",
 PAYLOAD_KEYS: Final = frozenset({"raw", "payload", "body", "message_bytes"})
 _MASK: Final = "***"
 _TEXT_LIMIT: Final = 2_000
+_SELDOM_S: Final = 60.0
+_SELDOM_LINES: Final = 500
 
 
 def mask(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -27,6 +31,23 @@ def mask(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Muta
         elif isinstance(value, str) and len(value) > _TEXT_LIMIT and key != "exception":
             event[key] = f"{value[:_TEXT_LIMIT]}… ({len(value)} characters)"
     return event
+
+
+class Seldom(logging.Filter):
+    """Let each distinct line of a chatty library pass once a minute; it repeats the same one at every attempt to reconnect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now, line = time.monotonic(), record.getMessage()
+        if now - self._passed.get(line, -_SELDOM_S) < _SELDOM_S:
+            return False
+        if len(self._passed) >= _SELDOM_LINES:
+            self._passed.clear()
+        self._passed[line] = now
+        return True
 
 
 def _shared() -> list[Any]:
@@ -70,14 +91,15 @@ def configure(log_format: str, level: str) -> dict[str, Any]:
                 "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderer(log_format)],
             }
         },
+        "filters": {"seldom": {"()": Seldom}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "structured"}},
         "root": {"handlers": ["stderr"], "level": level.upper()},
         "loggers": {
             "django.db.backends": {"level": "INFO"},
             "django.request": {"level": "ERROR"},
             "daphne": {"level": "WARNING"},
-            # The client prints each reconnect attempt at INFO; the loops report a lost broker themselves, once.
-            "pulsar": {"level": "WARNING"},
+            # The loops report a lost broker themselves; the client repeats each failed attempt.
+            "pulsar": {"level": "ERROR", "filters": ["seldom"]},
             "uvicorn.access": {"level": "WARNING"},
             "celery.app.trace": {"level": "WARNING"},
             "celery.beat": {"level": "WARNING"},

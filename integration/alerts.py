@@ -90,14 +90,24 @@ def findings(facts: Facts) -> Iterator[Finding]:
     for partition in facts.partitions:
         if partition.is_stale:
             waiting = "unknown" if partition.waiting is None else f"{partition.waiting:,}"
-            yield Finding(CONSUMER_STALE, partition.name, f"no consumer holds this partition; messages waiting at the broker: {waiting}")
+            yield Finding(
+                CONSUMER_STALE,
+                partition.name,
+                f"no consumer holds this partition; messages waiting at the broker: {waiting}",
+            )
     yield from _path_findings(facts)
 
 
 def _path_findings(facts: Facts) -> Iterator[Finding]:
     if facts.sequencer_age_s is not None and facts.sequencer_age_s > LEASE_LIMIT_S:
-        yield Finding(SEQUENCER_STALE, "sequencer", f"no sequencer has renewed its lease for {facts.sequencer_age_s:.0f} s")
+        yield Finding(
+            SEQUENCER_STALE, "sequencer", f"no sequencer has renewed its lease for {facts.sequencer_age_s:.0f} s"
+        )
     if facts.unpublished_age_s is not None and facts.unpublished_age_s > UNPUBLISHED_LIMIT_S:
-        yield Finding(PUBLISHER_BACKLOG, "publisher", f"the oldest unpublished batch is {facts.unpublished_age_s:.0f} s old")
+        yield Finding(
+            PUBLISHER_BACKLOG, "publisher", f"the oldest unpublished batch is {facts.unpublished_age_s:.0f} s old"
+        )
     if facts.canary_age_s is not None and facts.canary_age_s > CANARY_LIMIT_S:
-        yield Finding(CANARY_LATE, "canary", f"the newest canary at the end of the path is {facts.canary_age_s:.0f} s old")
+        yield Finding(
+            CANARY_LATE, "canary", f"the newest canary at the end of the path is {facts.canary_age_s:.0f} s old"
+        )

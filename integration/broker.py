@@ -97,7 +97,9 @@ def _fetch(path: str) -> Any:
             body = response.read()
     except urllib.error.HTTPError as refusal:
         refusal.close()
-        return BrokerUnknownError(f"the broker's admin interface answers {refusal.code} {refusal.reason}", is_refusal=True)
+        return BrokerUnknownError(
+            f"the broker's admin interface answers {refusal.code} {refusal.reason}", is_refusal=True
+        )
     except (OSError, ValueError) as problem:
         return BrokerUnknownError(f"the broker's admin interface does not answer: {problem}")
     try:

@@ -50,7 +50,9 @@ def _check_topics() -> Iterator[CheckMessage]:
 def _check_metrics_folder() -> Iterator[CheckMessage]:
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")
     if folder and not (Path(folder).is_dir() and os.access(folder, os.W_OK)):
-        yield Error(f"PROMETHEUS_MULTIPROC_DIR must be a folder that can be written, was {folder!r}", id="integration.E004")
+        yield Error(
+            f"PROMETHEUS_MULTIPROC_DIR must be a folder that can be written, was {folder!r}", id="integration.E004"
+        )
 
 
 def _check_schedule() -> Iterator[CheckMessage]:

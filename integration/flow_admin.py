@@ -24,6 +24,13 @@ from integration.display import age_text, moment_text, rate_text, since_text, to
 from integration.models import Alert, Batch, Gap, Job, OutgoingMessage, Subscription
 
 _PAGE: Final = 100
+STATE_LABELS: Final = {
+    "Paused": "warning",
+    "Reading": "success",
+    "Quiet": "info",
+    "No consumer": "danger",
+    "Not known": "warning",
+}
 
 
 class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
@@ -89,7 +96,11 @@ class DecisionMixin:
         return view
 
     def changeform_view(
-        self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: dict[str, Any] | None = None
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         extra = dict(extra_context or {})
         obj = self.get_object(request, object_id) if object_id else None  # type: ignore[attr-defined]
@@ -97,7 +108,11 @@ class DecisionMixin:
             may = self.has_operate_permission(request)  # type: ignore[attr-defined]
             prefix = f"admin:integration_{self.opts.model_name}"
             extra["decisions"] = [
-                {"title": self.decisions[name][0], "words": self.decisions[name][1], "url": reverse(f"{prefix}_{name}", args=[obj.pk])}
+                {
+                    "title": self.decisions[name][0],
+                    "words": self.decisions[name][1],
+                    "url": reverse(f"{prefix}_{name}", args=[obj.pk]),
+                }
                 for name in (self.offered(obj) if may else [])
             ]
             extra |= self.panel(obj)
@@ -119,8 +134,16 @@ class SubscriptionAdmin(DecisionMixin, ReadOnlyAdmin):
     change_form_outer_after_template = "admin/integration/subscription/partitions.html"
     actions = ("pause_selected", "resume_selected")
     decisions: ClassVar = {
-        "pause": ("Pause", "Consumers stop reading within two seconds. The broker keeps what comes.", "Paused: consumers stop within two seconds."),
-        "resume": ("Resume", "Consumers read on from the stored position. Nothing is skipped.", "Resumed: consumers read on within two seconds."),
+        "pause": (
+            "Pause",
+            "Consumers stop reading within two seconds. The broker keeps what comes.",
+            "Paused: consumers stop within two seconds.",
+        ),
+        "resume": (
+            "Resume",
+            "Consumers read on from the stored position. Nothing is skipped.",
+            "Resumed: consumers read on within two seconds.",
+        ),
     }
 
     def offered(self, obj: Subscription) -> list[str]:
@@ -178,12 +201,18 @@ class SubscriptionAdmin(DecisionMixin, ReadOnlyAdmin):
     def topic_short(self, subscription: Subscription) -> str:
         return format_html('<span title="{}">{}</span>', subscription.topic, topic_text(subscription.topic))
 
-    @display(description="State", label={"Paused": "warning", "Reading": "success", "No consumer": "danger"})
+    @display(description="State", label=STATE_LABELS)
     def state(self, subscription: Subscription) -> str:
         if subscription.is_paused:
             return "Paused"
-        fresh = [flow for flow in self._of(subscription) if flow.lease_age_s is not None and flow.lease_age_s < alerts.LEASE_LIMIT_S]
-        return "Reading" if fresh else "No consumer"
+        ages = [flow.lease_age_s for flow in self._of(subscription) if flow.lease_age_s is not None]
+        if any(age <= alerts.LEASE_LIMIT_S for age in ages):
+            return "Reading"
+        # A topic without messages needs no lease; one with messages and without a lease is read by nobody.
+        lags = broker.backlog(subscription.topic, subscription.name)
+        if lags is None:
+            return "Not known"
+        return "No consumer" if sum(lags.values()) else "Quiet"
 
     @display(description="Waiting at broker (messages)")
     def broker_lag(self, subscription: Subscription) -> str:
@@ -214,7 +243,18 @@ class BatchAdmin(ReadOnlyAdmin):
     """What each transaction stored."""
 
     paginator = InfinitePaginator
-    list_display = ("id", "partition", "number", "messages", "ticks", "rejected_count", "parked_count", "duplicate_count", "published_as", "stored_at")
+    list_display = (
+        "id",
+        "partition",
+        "number",
+        "messages",
+        "ticks",
+        "rejected_count",
+        "parked_count",
+        "duplicate_count",
+        "published_as",
+        "stored_at",
+    )
     list_filter = ("is_release", ("position", admin.RelatedOnlyFieldListFilter))
     list_select_related = ("position",)
     search_fields = ("=id", "=pub_seq")
@@ -342,8 +382,20 @@ class JobAdmin(DecisionMixin, ReadOnlyAdmin):
     list_filter = ("state", "kind")
     search_fields = ("key", "kind")
     ordering = ("-id",)
-    fields = (("kind", "key"), ("state", "attempts"), ("created_at", "run_after"), ("started_at", "finished_at"), "error")
-    decisions: ClassVar = {"retry": ("Run again", "The job starts again from its first attempt within seconds.", "The job will run again within seconds.")}
+    fields = (
+        ("kind", "key"),
+        ("state", "attempts"),
+        ("created_at", "run_after"),
+        ("started_at", "finished_at"),
+        "error",
+    )
+    decisions: ClassVar = {
+        "retry": (
+            "Run again",
+            "The job starts again from its first attempt within seconds.",
+            "The job will run again within seconds.",
+        )
+    }
 
     def offered(self, obj: Job) -> list[str]:
         return ["retry"] if obj.state == Job.State.FAILED else []
@@ -351,7 +403,11 @@ class JobAdmin(DecisionMixin, ReadOnlyAdmin):
     def decide(self, name: str, obj: Job, request: HttpRequest) -> bool:
         return services.retry_job(job=obj, actor=request.user)  # type: ignore[arg-type]  # staff only
 
-    @display(description="State", ordering="state", label={"Pending": "info", "Running": "primary", "Done": "success", "Failed": "danger"})
+    @display(
+        description="State",
+        ordering="state",
+        label={"Pending": "info", "Running": "primary", "Done": "success", "Failed": "danger"},
+    )
     def state_label(self, job: Job) -> str:
         return Job.State(job.state).label
 
@@ -361,7 +417,9 @@ class JobAdmin(DecisionMixin, ReadOnlyAdmin):
 
     @display(description="Took")
     def took(self, job: Job) -> str:
-        return age_text((job.finished_at - job.started_at).total_seconds()) if job.finished_at and job.started_at else "–"
+        return (
+            age_text((job.finished_at - job.started_at).total_seconds()) if job.finished_at and job.started_at else "–"
+        )
 
     @display(description="Error")
     def error_short(self, job: Job) -> str:
@@ -376,8 +434,19 @@ class AlertAdmin(DecisionMixin, ReadOnlyAdmin):
     list_filter = ("severity", "kind", ("closed_at", admin.EmptyFieldListFilter))
     search_fields = ("kind", "key", "message")
     ordering = ("-id",)
-    fields = (("kind", "key", "severity"), "message", ("opened_at", "closed_at"), ("acknowledged_by", "acknowledged_at"))
-    decisions: ClassVar = {"acknowledge": ("Acknowledge", "Others see that you look after it. It closes when its cause is gone.", "Acknowledged.")}
+    fields = (
+        ("kind", "key", "severity"),
+        "message",
+        ("opened_at", "closed_at"),
+        ("acknowledged_by", "acknowledged_at"),
+    )
+    decisions: ClassVar = {
+        "acknowledge": (
+            "Acknowledge",
+            "Others see that you look after it. It closes when its cause is gone.",
+            "Acknowledged.",
+        )
+    }
 
     def offered(self, obj: Alert) -> list[str]:
         return ["acknowledge"] if obj.closed_at is None and obj.acknowledged_at is None else []
@@ -385,7 +454,9 @@ class AlertAdmin(DecisionMixin, ReadOnlyAdmin):
     def decide(self, name: str, obj: Alert, request: HttpRequest) -> bool:
         return services.acknowledge_alert(alert=obj, actor=request.user)  # type: ignore[arg-type]  # staff only
 
-    @display(description="Severity", ordering="severity", label={"Info": "info", "Warning": "warning", "Critical": "danger"})
+    @display(
+        description="Severity", ordering="severity", label={"Info": "info", "Warning": "warning", "Critical": "danger"}
+    )
     def severity_label(self, alert: Alert) -> str:
         return Alert.Severity(alert.severity).label
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import iso4217
 import iso10383
@@ -39,7 +39,10 @@ class GuardedForm(forms.ModelForm):  # type: ignore[type-arg]  # stubs: generic 
             # Locked until the admin's transaction ends: the row cannot change between this look and the save.
             now = self._meta.model.objects.select_for_update().filter(pk=self.instance.pk).first()
             if now is None or fingerprint(now) != cleaned["row_version"]:
-                raise ValidationError("Somebody changed this row after you opened it. Reload the page, then make your change again.", code="stale")
+                raise ValidationError(
+                    "Somebody changed this row after you opened it. Reload the page, then make your change again.",
+                    code="stale",
+                )
         return cleaned
 
 
@@ -73,7 +76,10 @@ class VenueForm(GuardedForm):
     def clean_calendar(self) -> str:
         name = str(self.cleaned_data["calendar"])
         if name not in known_calendars():
-            raise ValidationError(f"No calendar of exchange-calendars has this name, was “{name}”. Use 24/7 for a venue that never closes.", code="calendar")
+            raise ValidationError(
+                f"No calendar of exchange-calendars has this name, was “{name}”. Use 24/7 for a venue that never closes.",
+                code="calendar",
+            )
         return name
 
     def clean_timezone(self) -> str:
@@ -81,14 +87,21 @@ class VenueForm(GuardedForm):
 
         name = str(self.cleaned_data["timezone"])
         if name not in available_timezones():
-            raise ValidationError(f"No time zone has this name, was “{name}”. Example: America/New_York.", code="timezone")
+            raise ValidationError(
+                f"No time zone has this name, was “{name}”. Example: America/New_York.", code="timezone"
+            )
         return name
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean()
         mic = cleaned.get("mic") or self.instance.mic
         if mic and not cleaned.get("is_internal") and mic not in known_mics():
-            self.add_error("mic" if "mic" in self.fields else None, ValidationError(f"{mic} is not registered in ISO 10383. Mark the venue as internal if it is ours.", code="mic"))
+            self.add_error(
+                "mic" if "mic" in self.fields else None,
+                ValidationError(
+                    f"{mic} is not registered in ISO 10383. Mark the venue as internal if it is ours.", code="mic"
+                ),
+            )
         return cleaned
 
 
@@ -180,7 +193,9 @@ class ListingFormSet(BaseInlineFormSet):  # type: ignore[type-arg]  # see Guarde
 
     def clean(self) -> None:
         super().clean()
-        kept = [form for form in self.forms if getattr(form, "cleaned_data", None) and not form.cleaned_data.get("DELETE")]
+        kept = [
+            form for form in self.forms if getattr(form, "cleaned_data", None) and not form.cleaned_data.get("DELETE")
+        ]
         if sum(bool(form.cleaned_data.get("is_primary")) for form in kept) > 1:
             raise ValidationError("Only one listing can be the primary one.", code="primary")
 
@@ -190,7 +205,22 @@ class SourceForm(GuardedForm):
 
     class Meta:
         model = Source
-        fields = ("code", "name", "is_simulated", "is_active", "sequence_jump_limit", "future_limit_ms", "ancient_limit_s", "crossed_limit_bps")
+        fields = (
+            "code",
+            "name",
+            "is_simulated",
+            "is_active",
+            "sequence_jump_limit",
+            "future_limit_ms",
+            "ancient_limit_s",
+            "crossed_limit_bps",
+        )
+        labels: ClassVar = {
+            "sequence_jump_limit": "Sequence jump limit (events)",
+            "future_limit_ms": "Future limit (ms)",
+            "ancient_limit_s": "Ancient limit (s)",
+            "crossed_limit_bps": "Crossed limit (basis points)",
+        }
 
     def clean_sequence_jump_limit(self) -> int:
         limit = int(self.cleaned_data["sequence_jump_limit"])

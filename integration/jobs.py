@@ -74,7 +74,9 @@ def run_due_jobs(limit: int = 50) -> int:
 def claim_job() -> Job | None:
     """Take the oldest due job that nobody else holds; the caller must pass it to `run_job`, which frees it."""
     with transaction.atomic():
-        due = Job.objects.select_for_update(skip_locked=True).filter(state=Job.State.PENDING, run_after__lte=timezone.now())
+        due = Job.objects.select_for_update(skip_locked=True).filter(
+            state=Job.State.PENDING, run_after__lte=timezone.now()
+        )
         job = due.order_by("run_after", "id").first()
         if job is None or not _hold(job.pk):
             return None
@@ -154,7 +156,9 @@ def requeue_orphans() -> int:
 
 def _settle_orphan(job_id: int, attempts: int) -> None:
     if attempts >= MAX_ATTEMPTS:
-        Job.objects.filter(pk=job_id).update(state=Job.State.FAILED, finished_at=timezone.now(), error="its worker died each time")
+        Job.objects.filter(pk=job_id).update(
+            state=Job.State.FAILED, finished_at=timezone.now(), error="its worker died each time"
+        )
     else:
         _back_to_waiting(job_id, 1, "its worker died")
 
@@ -221,14 +225,18 @@ def index_slice(key: str) -> None:
     with _unlimited_statements():
         if _is_invalid(f"{piece.relation}_idx"):
             _execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}")  # what a crash in the middle leaves
-        _execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {relation} (instrument_id, ts_event) INCLUDE ({TABLES[table]})")
+        _execute(
+            f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {relation} (instrument_id, ts_event) INCLUDE ({TABLES[table]})"
+        )
         _execute(f"VACUUM (FREEZE, ANALYZE) {relation}")
     Slice.objects.filter(pk=piece.pk).update(indexed_at=timezone.now())
 
 
 def _is_invalid(index: str) -> bool:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [connection.ops.quote_name(index)])
+        cursor.execute(
+            "SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [connection.ops.quote_name(index)]
+        )
         row = cursor.fetchone()
     return bool(row and row[0])
 
@@ -312,4 +320,3 @@ def _old_jobs(before: datetime) -> QuerySet[Job]:
 
 def _old_alerts(before: datetime) -> QuerySet[Alert]:
     return Alert.objects.filter(closed_at__lt=before)
-

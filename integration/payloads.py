@@ -10,7 +10,9 @@ from typing import Final
 SHOWN_BYTES: Final = 16_384
 _ARROW_MARK: Final = b"\xff\xff\xff\xff"
 # Streams refused whole may end the process that reads them (a bad offset is a segmentation fault): bytes is all one gets.
-_UNSOUND_ARROW: Final = frozenset({"poison", "arrow_schema", "arrow_invalid", "arrow_rows", "too_large", "unsupported_version"})
+_UNSOUND_ARROW: Final = frozenset(
+    {"poison", "arrow_schema", "arrow_invalid", "arrow_rows", "too_large", "unsupported_version"}
+)
 _DEEPEST: Final = 64
 _HEX_WIDTH: Final = 16
 
@@ -45,7 +47,9 @@ def _pretty(text: str) -> str | None:
         return None
     try:
         # Pairs and untouched number texts: duplicate keys and 1e400 must stay visible, they may be the very fault.
-        value = json.loads(text, object_pairs_hook=_Pairs, parse_float=_Verbatim, parse_int=_Verbatim, parse_constant=_Verbatim)
+        value = json.loads(
+            text, object_pairs_hook=_Pairs, parse_float=_Verbatim, parse_int=_Verbatim, parse_constant=_Verbatim
+        )
         return _write(value, 0)
     except (ValueError, RecursionError):
         return None
@@ -68,7 +72,9 @@ def _write(value: object, depth: int) -> str:
         return str(value)
     pad, end = "  " * (depth + 1), "  " * depth
     if isinstance(value, _Pairs):
-        members = ",\n".join(f"{pad}{json.dumps(key, ensure_ascii=False)}: {_write(item, depth + 1)}" for key, item in value)
+        members = ",\n".join(
+            f"{pad}{json.dumps(key, ensure_ascii=False)}: {_write(item, depth + 1)}" for key, item in value
+        )
         return f"{{\n{members}\n{end}}}" if value else "{}"
     if isinstance(value, list):
         items = ",\n".join(f"{pad}{_write(item, depth + 1)}" for item in value)
@@ -84,7 +90,10 @@ def _arrow(raw: bytes) -> str | None:
             table = reader.read_all()
             table.validate(full=True)
             rows = table.slice(0, 20).to_pylist()
-            metadata = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in (reader.schema.metadata or {}).items()}
+            metadata = {
+                key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+                for key, value in (reader.schema.metadata or {}).items()
+            }
     except (pa.ArrowException, ValueError, OSError):
         return None
     lines = [f"{key} = {value}" for key, value in metadata.items()]

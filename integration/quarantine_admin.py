@@ -132,7 +132,10 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
     )  # fmt: skip
     fieldsets = (
         ("Why", {"fields": ("reason_words", "detail", "state", "note")}),
-        ("What", {"fields": (("instrument", "source"), "identity", "partition_full", ("batch_id", "released_batch_id"))}),
+        (
+            "What",
+            {"fields": (("instrument", "source"), "identity", "partition_full", ("batch_id", "released_batch_id"))},
+        ),
         ("When", {"fields": ("event_time", "publish_time", "receive_time", ("came_at", "decided_at"))}),
     )
 
@@ -180,7 +183,8 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
 
     @display(description="Came", ordering="id")
     def came(self, event: QuarantinedEvent) -> str:
-        return format_html('<span title="{:%Y-%m-%d %H:%M:%S} UTC">{} ago</span>', event.created_at, since_text(event.created_at, timezone.now()))
+        moment = f"{event.created_at:%Y-%m-%d %H:%M:%S} UTC"
+        return format_html('<span title="{}">{} ago</span>', moment, since_text(event.created_at, timezone.now()))
 
     # -- fields of the page ----------------------------------------------------------------------------------------------
 
@@ -234,11 +238,19 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
             for found in selectors.quarantine_by_reason()
             if found.state != State.RELEASE_REQUESTED
         ]
-        context = {"reasons": reasons, "chosen_code": request.GET.get("code", ""), "may_operate": self.has_operate_permission(request)}
+        context = {
+            "reasons": reasons,
+            "chosen_code": request.GET.get("code", ""),
+            "may_operate": self.has_operate_permission(request),
+        }
         return super().changelist_view(request, {**(extra_context or {}), **context})
 
     def changeform_view(
-        self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: dict[str, Any] | None = None
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         event = self.get_object(request, object_id) if object_id else None
         context: dict[str, Any] = {}
@@ -258,9 +270,17 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
     def get_urls(self) -> list[URLPattern]:
         wrap = self.admin_site.admin_view
         return [
-            path("reason/<slug:code>/release/", wrap(self.release_reason_view), name="integration_quarantinedevent_release_reason"),
+            path(
+                "reason/<slug:code>/release/",
+                wrap(self.release_reason_view),
+                name="integration_quarantinedevent_release_reason",
+            ),
             path("<int:event_id>/release/", wrap(self.release_view), name="integration_quarantinedevent_release"),
-            path("<int:event_id>/confirm-bad/", wrap(self.confirm_bad_view), name="integration_quarantinedevent_confirm_bad"),
+            path(
+                "<int:event_id>/confirm-bad/",
+                wrap(self.confirm_bad_view),
+                name="integration_quarantinedevent_confirm_bad",
+            ),
             *super().get_urls(),
         ]
 
@@ -310,8 +330,9 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
             "opts": self.opts,
             "code": code,
             "reason": reason(code),
-            "by_source": [(source or "not readable", count) for source, count in by_source.items()],
+            "by_source": [(source or "not readable", f"{count:,}") for source, count in by_source.items()],
             "total": sum(by_source.values()),
+            "total_text": f"{sum(by_source.values()):,}",
             "trial": preview.trial_release(code) if by_source else None,
             "form": form,
         }
@@ -325,12 +346,18 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
 
     def _say_released(self, request: HttpRequest, count: int) -> None:
         if count:
-            messages.success(request, f"{count:,} events will be sent through the pipeline again, in order, by their consumers.")
+            messages.success(
+                request, f"{count:,} events will be sent through the pipeline again, in order, by their consumers."
+            )
         else:
-            messages.warning(request, "Nothing was released: these events were decided before, or their reason allows no release.")
+            messages.warning(
+                request, "Nothing was released: these events were decided before, or their reason allows no release."
+            )
 
     def _say_bad(self, request: HttpRequest, count: int) -> None:
         if count:
-            messages.success(request, f"{count:,} events are confirmed as bad. Their bytes are kept until their retention ends.")
+            messages.success(
+                request, f"{count:,} events are confirmed as bad. Their bytes are kept until their retention ends."
+            )
         else:
             messages.warning(request, "Nothing was changed: these events were decided before.")

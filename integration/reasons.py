@@ -13,7 +13,9 @@ class Reason:
     next_step: str
 
 
-_TELL_SENDER: Final = "Tell the sender: the bytes break docs/events.md. Releasing changes nothing unless the contract did."
+_TELL_SENDER: Final = (
+    "Tell the sender: the bytes break docs/events.md. Releasing changes nothing unless the contract did."
+)
 _FIX_REFERENCE: Final = "If the sender is right, correct the reference data, then release."
 _FIX_LIMIT: Final = "If the event is right, change the source's limit, then release; else confirm it as bad."
 

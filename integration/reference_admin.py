@@ -66,8 +66,10 @@ class AliasInline(TabularInline):  # type: ignore[misc]
     def get_extra(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> int:
         return 1 if obj is None else 0
 
-    def get_formset(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> "type[BaseInlineFormSet[Any, Any, Any]]":
-        formset: "type[BaseInlineFormSet[Any, Any, Any]]" = super().get_formset(request, obj, **kwargs)
+    def get_formset(
+        self, request: HttpRequest, obj: Any = None, **kwargs: Any
+    ) -> "type[BaseInlineFormSet[Any, Any, Any]]":
+        formset: type[BaseInlineFormSet[Any, Any, Any]] = super().get_formset(request, obj, **kwargs)
         value = request.GET.get("alias", "")
         if obj is not None or not value:
             return formset
@@ -124,7 +126,11 @@ class InstrumentAdmin(ModelAdmin):  # type: ignore[misc]
     @display(description="Names now")
     def names(self, instrument: Instrument) -> str:
         now = timezone.now()
-        valid = [a.wire_text for a in instrument.aliases.all() if (not a.valid_from or a.valid_from <= now) and (not a.valid_to or now < a.valid_to)]
+        valid = [
+            a.wire_text
+            for a in instrument.aliases.all()
+            if (not a.valid_from or a.valid_from <= now) and (not a.valid_to or now < a.valid_to)
+        ]
         return ", ".join(valid) or "none: its events are parked"
 
     @display(description="Listed on")
@@ -132,7 +138,11 @@ class InstrumentAdmin(ModelAdmin):  # type: ignore[misc]
         return ", ".join(f"{listing.venue_id} {listing.currency}" for listing in instrument.listings.all()) or "–"
 
     def changeform_view(
-        self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: dict[str, Any] | None = None
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         extra = dict(extra_context or {})
         if object_id and object_id.isdigit():
@@ -158,7 +168,11 @@ class InstrumentAliasAdmin(ModelAdmin):  # type: ignore[misc]
     change_form_outer_before_template = "admin/integration/instrumentalias/parked.html"
 
     def changeform_view(
-        self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: dict[str, Any] | None = None
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         extra = dict(extra_context or {})
         value, scheme = request.GET.get("value", ""), request.GET.get("scheme", "TICKER")
@@ -186,6 +200,10 @@ class SourceAdmin(ModelAdmin):  # type: ignore[misc]
     """Sources with their topics and limits."""
 
     form = forms.SourceForm
+    fieldsets = (
+        (None, {"fields": ("code", "name", ("is_active", "is_simulated"), "row_version")}),
+        ("Limits", {"fields": (("sequence_jump_limit", "crossed_limit_bps"), ("future_limit_ms", "ancient_limit_s"))}),
+    )
     list_display = ("code", "name", "is_simulated", "is_active", "topics")
     list_filter = ("is_active", "is_simulated")
     search_fields = ("code", "name")
@@ -204,4 +222,6 @@ class SourceAdmin(ModelAdmin):  # type: ignore[misc]
 
     @display(description="Topics")
     def topics(self, source: Source) -> str:
-        return ", ".join(topic_text(binding.topic) for binding in source.bindings.all()) or "none: every event is rejected"
+        return (
+            ", ".join(topic_text(binding.topic) for binding in source.bindings.all()) or "none: every event is rejected"
+        )

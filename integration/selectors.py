@@ -53,6 +53,11 @@ class ReasonCount:
     count: int
     oldest_at: datetime
 
+    @property
+    def count_text(self) -> str:
+        """Give the count with thousands separators."""
+        return f"{self.count:,}"
+
 
 @dataclass(frozen=True, slots=True)
 class ParkedInstrument:
@@ -105,13 +110,21 @@ class TickRow:
 
 def quarantine_by_reason() -> list[ReasonCount]:
     """Count the events that wait, by reason and state; the longest waiting first."""
-    rows = QuarantinedEvent.objects.filter(state__in=OPEN_STATES).values("code", "state").annotate(n=Count("id"), oldest=Min("created_at"))
+    rows = (
+        QuarantinedEvent.objects.filter(state__in=OPEN_STATES)
+        .values("code", "state")
+        .annotate(n=Count("id"), oldest=Min("created_at"))
+    )
     return [ReasonCount(row["code"], row["state"], row["n"], row["oldest"]) for row in rows.order_by("oldest")]
 
 
 def parked_instruments(limit: int = 20) -> list[ParkedInstrument]:
     """Give the instruments that wait for an alias; the longest waiting first."""
-    rows = QuarantinedEvent.objects.filter(state=State.PARKED).values("instrument").annotate(n=Count("id"), oldest=Min("created_at"))
+    rows = (
+        QuarantinedEvent.objects.filter(state=State.PARKED)
+        .values("instrument")
+        .annotate(n=Count("id"), oldest=Min("created_at"))
+    )
     return [ParkedInstrument(row["instrument"], row["n"], row["oldest"]) for row in rows.order_by("oldest")[:limit]]
 
 
@@ -188,8 +201,9 @@ def unpublished(now_ns: int) -> Unpublished:
 
 
 def sequencer_age(now_ns: int) -> float | None:
-    """Tell the seconds since the sequencer renewed its lease; None when none ever ran."""
-    return _age(Lease.objects.filter(name=SEQUENCER_LEASE).values_list("renewed_at", flat=True).first(), now_ns)
+    """Tell the seconds since the sequencer renewed its lease; None when nobody holds it: it never ran, or was stopped."""
+    held = Lease.objects.filter(name=SEQUENCER_LEASE).exclude(holder="")
+    return _age(held.values_list("renewed_at", flat=True).first(), now_ns)
 
 
 def alert_facts(now_ns: int) -> alerts.Facts:
@@ -225,7 +239,10 @@ def partition_facts(now_ns: int) -> list[alerts.PartitionFact]:
 
 def newest_ticks(instrument_id: int, limit: int = 20) -> list[TickRow]:
     """Give an instrument's newest trades and quotes out of the newest slices, newest first."""
-    rows = [TickRow("trade", t.ts_event, t.price, t.size, None, None, t.source_id, t.flags) for t in _newest(Trade, "trade", instrument_id, limit)]
+    rows = [
+        TickRow("trade", t.ts_event, t.price, t.size, None, None, t.source_id, t.flags)
+        for t in _newest(Trade, "trade", instrument_id, limit)
+    ]
     rows += [
         TickRow("quote", q.ts_event, q.bid, q.bid_size, q.ask, q.ask_size, q.source_id, q.flags)
         for q in _newest(Quote, "quote", instrument_id, limit)

@@ -57,7 +57,13 @@ def request_release(*, events: QuerySet[QuarantinedEvent], actor: AbstractBaseUs
 
     Events that were released or confirmed bad before are left alone, and so are those whose reason allows no release.
     """
-    return _move(events.filter(state__in=RELEASABLE).exclude(code__in=NOT_RELEASABLE), State.RELEASE_REQUESTED, actor, "Release requested", note)
+    return _move(
+        events.filter(state__in=RELEASABLE).exclude(code__in=NOT_RELEASABLE),
+        State.RELEASE_REQUESTED,
+        actor,
+        "Release requested",
+        note,
+    )
 
 
 def request_release_of_reason(*, code: str, actor: AbstractBaseUser, note: str = "") -> int:
@@ -71,7 +77,13 @@ def confirm_bad(*, events: QuerySet[QuarantinedEvent], actor: AbstractBaseUser, 
 
     A release that no consumer has carried out yet is withdrawn by it.
     """
-    return _move(events.filter(state__in=(*RELEASABLE, State.RELEASE_REQUESTED)), State.CONFIRMED_BAD, actor, "Confirmed bad", note)
+    return _move(
+        events.filter(state__in=(*RELEASABLE, State.RELEASE_REQUESTED)),
+        State.CONFIRMED_BAD,
+        actor,
+        "Confirmed bad",
+        note,
+    )
 
 
 def _move(events: QuerySet[QuarantinedEvent], state: str, actor: AbstractBaseUser, words: str, note: str) -> int:
@@ -93,7 +105,9 @@ def _move(events: QuerySet[QuarantinedEvent], state: str, actor: AbstractBaseUse
 def acknowledge_alert(*, alert: Alert, actor: AbstractBaseUser) -> bool:
     """Say that somebody looks after an alert; it stays open until its cause is gone. False when somebody did before."""
     now = timezone.now()
-    changed = Alert.objects.filter(pk=alert.pk, acknowledged_at=None).update(acknowledged_by=actor.get_username(), acknowledged_at=now)
+    changed = Alert.objects.filter(pk=alert.pk, acknowledged_at=None).update(
+        acknowledged_by=actor.get_username(), acknowledged_at=now
+    )
     if changed:
         _audit(actor, Alert.objects.filter(pk=alert.pk), "Acknowledged.")
     return bool(changed)

@@ -34,6 +34,11 @@ class Item:
     step: str
     title_full: str = ""
 
+    @property
+    def count_text(self) -> str:
+        """Give the count with thousands separators."""
+        return f"{self.count:,}"
+
 
 @dataclass(frozen=True, slots=True)
 class Vital:
@@ -48,7 +53,11 @@ class Vital:
 def dashboard(_request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     """Add the work queue and the vital signs to the index page (Unfold's DASHBOARD_CALLBACK)."""
     now_ns = time.time_ns()
-    context |= {"work": list(work_items(timezone.now())), "vitals": list(vitals(now_ns)), "groups": _groups(context["app_list"])}
+    context |= {
+        "work": list(work_items(timezone.now())),
+        "vitals": list(vitals(now_ns)),
+        "groups": _groups(context["app_list"]),
+    }
     return context
 
 
@@ -68,7 +77,17 @@ def work_items(now: datetime) -> Iterator[Item]:
     for subscription in Subscription.objects.filter(is_paused=True):
         url = reverse("admin:integration_subscription_change", args=[subscription.pk])
         title = topic_text(subscription.topic)
-        yield Item("info", "Paused", title, "The broker keeps what comes until it is resumed.", 1, "", url, "Resume", subscription.topic)
+        yield Item(
+            "info",
+            "Paused",
+            title,
+            "The broker keeps what comes until it is resumed.",
+            1,
+            "",
+            url,
+            "Resume",
+            subscription.topic,
+        )
 
 
 def _alert_items(now: datetime) -> Iterator[Item]:
@@ -78,7 +97,16 @@ def _alert_items(now: datetime) -> Iterator[Item]:
         if alert.kind not in told_below:
             by = f" Acknowledged by {alert.acknowledged_by}." if alert.acknowledged_by else ""
             url = reverse("admin:integration_alert_change", args=[alert.pk])
-            yield Item(alert.severity, "Alert", alert.kind, f"{alert.message}.{by}", 1, since_text(alert.opened_at, now), url, "Open")
+            yield Item(
+                alert.severity,
+                "Alert",
+                alert.kind,
+                f"{alert.message}.{by}",
+                1,
+                since_text(alert.opened_at, now),
+                url,
+                "Open",
+            )
 
 
 def _quarantine_items(now: datetime) -> Iterator[Item]:
@@ -90,26 +118,62 @@ def _quarantine_items(now: datetime) -> Iterator[Item]:
             words = "Their consumer has not taken them up yet: is it running, or its topic paused?"
             yield Item("info", "Release", found.code, words, found.count, since_text(found.oldest_at, now), url, "Look")
         else:
-            yield Item("warning", "Quarantine", found.code, reason(found.code).words, found.count, since_text(found.oldest_at, now), url, "Decide")
+            yield Item(
+                "warning",
+                "Quarantine",
+                found.code,
+                reason(found.code).words,
+                found.count,
+                since_text(found.oldest_at, now),
+                url,
+                "Decide",
+            )
 
 
 def _parked_items(now: datetime) -> Iterator[Item]:
     for parked in selectors.parked_instruments():
         url = alias_url(parked.instrument)
         words = "No alias covers it. Its events wait, in order, and flow when one is added."
-        yield Item("warning", "Parked", parked.instrument, words, parked.count, since_text(parked.oldest_at, now), url, "Add alias")
+        yield Item(
+            "warning",
+            "Parked",
+            parked.instrument,
+            words,
+            parked.count,
+            since_text(parked.oldest_at, now),
+            url,
+            "Add alias",
+        )
 
 
 def _gap_items(now: datetime) -> Iterator[Item]:
     for source, count, missing, oldest in selectors.open_gaps():
         url = _list("gap", state="open", source__code=source)
-        yield Item("warning", "Gap", source, f"{missing:,} sequences have not come, in {count:,} gaps.", missing, since_text(oldest, now), url, "Decide")
+        yield Item(
+            "warning",
+            "Gap",
+            source,
+            f"{missing:,} sequences have not come, in {count:,} gaps.",
+            missing,
+            since_text(oldest, now),
+            url,
+            "Decide",
+        )
 
 
 def _job_items(now: datetime) -> Iterator[Item]:
     for kind, count, oldest in selectors.failed_jobs():
         url = _list("job", state__exact="failed", kind=kind)
-        yield Item("warning", "Job", kind, "Failed for good; the row has the error.", count, since_text(oldest, now), url, "Look")
+        yield Item(
+            "warning",
+            "Job",
+            kind,
+            "Failed for good; the row has the error.",
+            count,
+            since_text(oldest, now),
+            url,
+            "Look",
+        )
 
 
 def vitals(now_ns: int) -> Iterator[Vital]:
@@ -120,13 +184,22 @@ def vitals(now_ns: int) -> Iterator[Vital]:
     facts = selectors.partition_facts(now_ns)
     held = sum(fact.lease_age_s is not None and fact.lease_age_s <= alerts.LEASE_LIMIT_S for fact in facts)
     stale = sum(fact.is_stale for fact in facts)
-    words = f"{stale} with messages waiting and no consumer" if stale else "by a consumer; the others have nothing waiting"
+    words = (
+        f"{stale} with messages waiting and no consumer" if stale else "by a consumer; the others have nothing waiting"
+    )
     yield Vital("Partitions", f"{held} of {len(facts)} held", "bad" if stale else "well" if facts else "watch", words)
-    yield _aged("Sequencer", selectors.sequencer_age(now_ns), alerts.LEASE_LIMIT_S, "since it renewed its lease", "never ran")
+    yield _aged(
+        "Sequencer", selectors.sequencer_age(now_ns), alerts.LEASE_LIMIT_S, "since it renewed its lease", "never ran"
+    )
     pending = selectors.unpublished(now_ns)
     words = f"{pending.batches:,} batches without number, {pending.messages:,} messages not sent"
     age = pending.oldest_age_s
-    yield Vital("Unpublished", age_text(age) if age is not None else "nothing", "bad" if (age or 0) > alerts.UNPUBLISHED_LIMIT_S else "well", words)
+    yield Vital(
+        "Unpublished",
+        age_text(age) if age is not None else "nothing",
+        "bad" if (age or 0) > alerts.UNPUBLISHED_LIMIT_S else "well",
+        words,
+    )
     yield _aged("Canary", canary_age(now_ns), alerts.CANARY_LIMIT_S, "old at the end of the path", "never seen")
 
 

@@ -46,7 +46,9 @@ class Command(BaseCommand):
 
 def _ensure_canary() -> None:
     """Make the canary's venue, instrument and source; a binding that an operator took away stays away."""
-    Venue.objects.get_or_create(mic=canary.VENUE, defaults={"name": "Market data integration (internal)", "is_internal": True})
+    Venue.objects.get_or_create(
+        mic=canary.VENUE, defaults={"name": "Market data integration (internal)", "is_internal": True}
+    )
     alias = {"scheme": InstrumentAlias.Scheme.TICKER, "value": canary.INSTRUMENT}
     if not InstrumentAlias.objects.filter(**alias).exists():
         instrument = Instrument.objects.create(name="Canary (internal)", asset_class=AssetClass.ALTERNATIVE)
