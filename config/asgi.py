@@ -32,15 +32,15 @@ class KeepServerSend:
         await self.inner({**scope, SERVER_SEND: send}, receive, send)
 
 
-async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+async def lifespan(_scope: Scope, receive: Receive, send: Send) -> None:
     """Start the desk with the server, so that the first visitor finds it warm, and stop its readers with the server."""
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
-            desk = Desk.current()
+            Desk.current()
             await send({"type": "lifespan.startup.complete"})
         else:
-            await desk.stop()
+            await Desk.current().stop()
             await send({"type": "lifespan.shutdown.complete"})
             return
 

@@ -32,7 +32,9 @@ class ContentSecurityPolicy:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         """Add the header."""
         response = self.get_response(request)
-        response.headers.setdefault("Content-Security-Policy", _ADMIN if request.path.startswith("/admin/") else _STRICT)
+        response.headers.setdefault(
+            "Content-Security-Policy", _ADMIN if request.path.startswith("/admin/") else _STRICT
+        )
         return response
 
 
@@ -43,7 +45,9 @@ def is_token(text: str) -> bool:
 
 def sign_in_desk(request: HttpRequest) -> None:
     """Sign the bearer of the link in as the user `desk`, who may look and change nothing."""
-    user, _ = get_user_model().objects.get_or_create(username=DESK_USER, defaults={"is_active": True, "is_staff": False})
+    user, _ = get_user_model().objects.get_or_create(
+        username=DESK_USER, defaults={"is_active": True, "is_staff": False}
+    )
     login(request, user, backend="django.contrib.auth.backends.ModelBackend")
 
 

@@ -119,14 +119,22 @@ def reduce_ticks(ticks: Mapping[str, Column]) -> list[Change]:
     changes = [
         _change(columns, start, end, priced, quoted, session, volume)
         for start, end, priced, quoted, session, volume in zip(
-            starts.tolist(), ends.tolist(), last_price.tolist(), last_quote.tolist(), latest_session.tolist(), volumes, strict=True
+            starts.tolist(),
+            ends.tolist(),
+            last_price.tolist(),
+            last_quote.tolist(),
+            latest_session.tolist(),
+            volumes,
+            strict=True,
         )
     ]
     _add_trades(changes, columns, np.flatnonzero(is_trade), is_priced, counts_volume)
     return changes
 
 
-def _change(columns: Mapping[str, Column], start: int, end: int, priced: int, quoted: int, session: int, volume: int) -> Change:
+def _change(
+    columns: Mapping[str, Column], start: int, end: int, priced: int, quoted: int, session: int, volume: int
+) -> Change:
     change = Change(
         instrument_id=int(columns["instrument_id"][start]),
         epoch=int(columns["epoch"][start]),
@@ -146,7 +154,9 @@ def _change(columns: Mapping[str, Column], start: int, end: int, priced: int, qu
     return change
 
 
-def _add_trades(changes: list[Change], columns: Mapping[str, Column], at: Column, is_priced: Column, counts_volume: Column) -> None:
+def _add_trades(
+    changes: list[Change], columns: Mapping[str, Column], at: Column, is_priced: Column, counts_volume: Column
+) -> None:
     """Give each change its trades and the minutes they build."""
     if len(at) == 0:
         return
@@ -163,10 +173,17 @@ def _add_trades(changes: list[Change], columns: Mapping[str, Column], at: Column
     _add_minutes(by_instrument, trades, is_priced[at], counts_volume[at])
 
 
-def _add_minutes(by_instrument: Mapping[int, Change], trades: Mapping[str, Column], priced: Column, counted: Column) -> None:
+def _add_minutes(
+    by_instrument: Mapping[int, Change], trades: Mapping[str, Column], priced: Column, counted: Column
+) -> None:
     minutes = trades["ts_event"] // MINUTE_NS * MINUTE_NS
     order = np.lexsort((minutes, trades["instrument_id"]))
-    instruments, minutes, priced, counted = trades["instrument_id"][order], minutes[order], priced[order], counted[order]
+    instruments, minutes, priced, counted = (
+        trades["instrument_id"][order],
+        minutes[order],
+        priced[order],
+        counted[order],
+    )
     prices, sizes = trades["price"][order], trades["size"][order]
     rows = np.arange(len(order))
     starts = np.flatnonzero(np.r_[True, (instruments[1:] != instruments[:-1]) | (minutes[1:] != minutes[:-1])])
@@ -233,12 +250,14 @@ class ClosedBar:
     def render(self, first: int) -> list[str]:
         """Write the row of the `bars` channels."""
         prices = (self.open, self.high, self.low, self.close, self.volume)
-        return [protocol.encode((self.instrument_id, first, self.start, *prices, self.trades, self.revision, self.reason))]
+        return [
+            protocol.encode((self.instrument_id, first, self.start, *prices, self.trades, self.revision, self.reason))
+        ]
 
 
 @dataclass(slots=True, frozen=True)
 class FeedEvent:
-    """A line of the event feed; `link` is a path of this site or empty."""
+    """A line of the event feed; `link` is a path of this site or empty, `word` a venue's status or empty."""
 
     ts: int
     kind: str
@@ -246,6 +265,7 @@ class FeedEvent:
     instrument_id: int | None
     text: str
     link: str
+    word: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -282,12 +302,15 @@ class Board:
         self.ticks = 0
         self.quotes = LatestChannel(self._quote_row)
         self.trades = StreamChannel(
-            row_limit=protocol.STREAM_ROWS, max_age_ns=protocol.STREAM_SECONDS * 10**9, snapshot_rows=protocol.SNAPSHOT_ROWS
+            row_limit=protocol.STREAM_ROWS,
+            max_age_ns=protocol.STREAM_SECONDS * 10**9,
+            snapshot_rows=protocol.SNAPSHOT_ROWS,
         )
         self.minutes = LatestChannel(self._minute_row)
         # A closed bar is said exactly once per revision, so these are streams; the minute in the making is not.
         self.bars = {
-            timeframe: StreamChannel(row_limit=BARS_KEPT, max_age_ns=None, snapshot_rows=1) for timeframe in protocol.TIMEFRAMES
+            timeframe: StreamChannel(row_limit=BARS_KEPT, max_age_ns=None, snapshot_rows=1)
+            for timeframe in protocol.TIMEFRAMES
         }
         self.events = StreamChannel(row_limit=EVENTS_KEPT, max_age_ns=None, snapshot_rows=protocol.SNAPSHOT_ROWS)
         self.pipeline = StreamChannel(row_limit=PIPELINE_KEPT, max_age_ns=None, snapshot_rows=PIPELINE_KEPT)
@@ -363,7 +386,11 @@ class Board:
 
         def render(first: int) -> list[str]:
             rates = (sample.received, sample.validated, sample.stored, sample.sent, sample.quarantined)
-            return [protocol.encode((_SERVICE, first, sample.ts, *(round(rate, 1) for rate in rates), sample.delay_ms, sample.unsent))]
+            return [
+                protocol.encode(
+                    (_SERVICE, first, sample.ts, *(round(rate, 1) for rate in rates), sample.delay_ms, sample.unsent)
+                )
+            ]
 
         self.pipeline.append(_SERVICE, count=1, q=self.hub.advance(), at=sample.ts, render=render)
 
@@ -418,7 +445,10 @@ class Board:
     def _quote_row(self, subject: int, number: int) -> str:
         state = self.instruments[subject]
         bid, bid_size, ask, ask_size = state.quote or (None, None, None, None)
-        prices = ",".join(_text(value) for value in (state.last, state.size, bid, bid_size, ask, ask_size, state.volume, state.reference))
+        prices = ",".join(
+            _text(value)
+            for value in (state.last, state.size, bid, bid_size, ask, ask_size, state.volume, state.reference)
+        )
         return f'[{subject},{number},{state.ts_event},{prices},"{state.reference_kind}","{state.state}"]'
 
     def _minute_row(self, subject: int, number: int) -> str:

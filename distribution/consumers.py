@@ -41,7 +41,7 @@ class Socket:
             waits_for = sending.send(None)
         except StopIteration:
             return True
-        except Exception:  # the peer is gone: its disconnect message is on the way
+        except Exception:  # noqa: BLE001 - the peer is gone: its disconnect message is on the way
             self._is_closed = True
             return True
         self._task = asyncio.get_running_loop().create_task(self._finish(sending, waits_for))
@@ -50,7 +50,7 @@ class Socket:
     async def _finish(self, sending: Coroutine[Any, Any, None], waits_for: Any) -> None:
         try:
             await _rest(sending, waits_for)
-        except Exception:
+        except Exception:  # noqa: BLE001 - as above
             self._is_closed = True
             return
         self._on_ready()
@@ -69,7 +69,7 @@ class Socket:
             async with asyncio.timeout(2):
                 await self._send({"type": "websocket.send", "text": protocol.bye(code=code, reason=reason)})
                 await self._send({"type": "websocket.close", "code": code, "reason": reason})
-        except Exception:  # a peer that takes nothing cannot be told; the server drops it when the consumer ends
+        except Exception:  # noqa: BLE001 - a peer that takes nothing cannot be told; the server's keep-alive drops it
             return
 
 
@@ -79,18 +79,23 @@ def _rest(sending: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, 
     try:
         yield waits_for
     except BaseException as error:
-        sending.throw(error)
+        try:
+            sending.throw(error)
+        except StopIteration:  # it has cleaned up and ended
+            return
         raise
-    yield from sending  # type: ignore[misc]  # a generator-based coroutine may delegate to a coroutine
+    yield from sending
 
 
-class MarketDataConsumer(AsyncConsumer):
+class MarketDataConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels ships no types
     """One connection of the live protocol (docs/websocket.md)."""
 
     client: Client | None = None
     socket: Socket | None = None
 
-    async def __call__(self, scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]], send: Send) -> None:
+    async def __call__(
+        self, scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]], send: Send
+    ) -> None:
         """Serve one connection; the channel layer is not used, so that Valkey may be down."""
         self.scope = scope
         self.base_send = send
@@ -99,7 +104,6 @@ class MarketDataConsumer(AsyncConsumer):
         self._allowance = float(protocol.MESSAGE_BURST)
         self._allowed_at = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
-        self._ended = asyncio.Event()
         try:
             while True:
                 await self.dispatch(await receive())
@@ -154,10 +158,7 @@ class MarketDataConsumer(AsyncConsumer):
         now = time.time_ns()
         try:
             self._spend()
-            text = message.get("text")
-            if text is None:
-                raise protocol.ProtocolError("malformed", f"{protocol.SUBPROTOCOL} is text", fatal=True)
-            self._act(protocol.read_request(text), now)
+            self._act(protocol.read_request(message.get("text")), now)
         except protocol.ProtocolError as error:
             self.desk.hub.control(self.client, protocol.err(error), now)
             if error.fatal:

@@ -53,7 +53,7 @@ class TopicReader(threading.Thread):
             began = time.monotonic()
             try:
                 self._read()
-            except Exception as error:  # the one place: whatever broke, the desk says so and the reader tries again
+            except Exception as error:  # noqa: BLE001 - whatever broke, the desk says so and the reader tries again
                 if time.monotonic() - began > 30:
                     failures = 0
                 reason = _reason(error)
@@ -71,7 +71,9 @@ class TopicReader(threading.Thread):
             logger=logging.getLogger("pulsar"),
         )
         try:
-            reader = client.create_reader(self.topic, pulsar.MessageId.latest, receiver_queue_size=500, reader_name="mdi-desk")
+            reader = client.create_reader(
+                self.topic, pulsar.MessageId.latest, receiver_queue_size=500, reader_name="mdi-desk"
+            )
             self.begin()
             self.say("live", "")
             while not self.stopping.is_set():
@@ -91,7 +93,7 @@ class TopicReader(threading.Thread):
             try:
                 self.receive(message.data())
             except SkippableError as error:
-                logger.error("live feed %s: a message is not what the contract says: %s", self.topic, error)
+                logger.warning("live feed %s: a message is not what the contract says: %s", self.topic, error)
         self.between()
 
     def begin(self) -> None:
@@ -172,8 +174,19 @@ class BarReader(TopicReader):
 
 def closed_bar(bar: BarEvent) -> ClosedBar:
     """Give what the page shows of a bar event."""
-    prices = (text_from_nanos(nanos) for nanos in (bar.open, bar.high, bar.low, bar.close, bar.volume))
-    return ClosedBar(bar.instrument_id, bar.timeframe, bar.start, *prices, bar.trade_count, bar.revision, bar.reason)
+    return ClosedBar(
+        instrument_id=bar.instrument_id,
+        timeframe=bar.timeframe,
+        start=bar.start,
+        open=text_from_nanos(bar.open),
+        high=text_from_nanos(bar.high),
+        low=text_from_nanos(bar.low),
+        close=text_from_nanos(bar.close),
+        volume=text_from_nanos(bar.volume),
+        trades=bar.trade_count,
+        revision=bar.revision,
+        reason=bar.reason,
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -238,7 +251,7 @@ class Desk:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for reader in self._readers:
             await asyncio.to_thread(reader.join, 10)
-        type(self)._of_loop.pop(self.loop, None)
+        self._of_loop.pop(self.loop, None)
 
     def call(self, function: Callable[..., None], *arguments: Any) -> None:
         """Run a function in the loop, from any thread; nothing happens once the loop is gone."""
@@ -292,7 +305,7 @@ class Desk:
         """Read counters, events and reference states from PostgreSQL, in a thread."""
         try:
             seen = await asyncio.to_thread(self._read_service, seconds)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a query that fails may not end the clock
             logger.warning("live desk: %s", _reason(error))
             self.set_component("database", "degraded", _reason(error))
             return

@@ -94,7 +94,9 @@ class LatestChannel:
     def snapshot(self, subjects: Iterable[int], since: int | None) -> tuple[list[str], bool]:
         known = ((subject, self._entries[subject]) for subject in subjects if subject in self._entries)
         after = -1 if since is None else since
-        return [entry.text or self._written(subject, entry) for subject, entry in known if entry.q > after], since is not None
+        return [
+            entry.text or self._written(subject, entry) for subject, entry in known if entry.q > after
+        ], since is not None
 
     def _written(self, subject: int, entry: _Latest) -> str:
         entry.text = self._render(subject, entry.n)
@@ -322,7 +324,9 @@ class Hub:
         present = client.groups.get(request.ch)
         subjects = frozenset(subject for _, subject in added) | (present.subjects if present else frozenset())
         if len(subjects) > protocol.SYMBOL_LIMIT:
-            raise protocol.ProtocolError("limits", f"at most {protocol.SYMBOL_LIMIT} symbols a channel", request=request.id)
+            raise protocol.ProtocolError(
+                "limits", f"at most {protocol.SYMBOL_LIMIT} symbols a channel", request=request.id
+            )
         self._join(client, request.ch, subjects, max(1, round(protocol.FLUSH_HZ / request.hz)), now)
         self.control(client, protocol.ok(request.id, added, rejected), now)
         if request.snap or request.since is not None:
@@ -332,7 +336,11 @@ class Hub:
         """Stop following symbols of a channel (none named: all) and answer with `ok`."""
         group = client.groups.get(request.ch)
         gone = {self.directory.get(symbol) for symbol in request.sym}
-        keep = frozenset(subject for subject in group.subjects if subject not in gone) if group and request.sym else frozenset()
+        keep = (
+            frozenset(subject for subject in group.subjects if subject not in gone)
+            if group and request.sym
+            else frozenset()
+        )
         if group is not None and keep:
             self._join(client, request.ch, keep, group.every, now)
         elif group is not None:
@@ -484,11 +492,17 @@ class Hub:
             raise protocol.ProtocolError("unknown_channel", f"no channel {request.ch[:40]!r}", request=request.id)
         natural = "all" if isinstance(self.channels[request.ch], StreamChannel) else "latest"
         if request.mode not in (None, natural):
-            raise protocol.ProtocolError("mode", f"{request.ch} has mode {natural!r}, was {request.mode!r}", request=request.id)
+            raise protocol.ProtocolError(
+                "mode", f"{request.ch} has mode {natural!r}, was {request.mode!r}", request=request.id
+            )
         if not 1 <= request.hz <= protocol.FLUSH_HZ:
-            raise protocol.ProtocolError("schema", f"hz must be 1 to {protocol.FLUSH_HZ}, was {request.hz}", request=request.id)
+            raise protocol.ProtocolError(
+                "schema", f"hz must be 1 to {protocol.FLUSH_HZ}, was {request.hz}", request=request.id
+            )
         if len(request.sym) > protocol.SYMBOL_LIMIT:
-            raise protocol.ProtocolError("limits", f"at most {protocol.SYMBOL_LIMIT} symbols a channel", request=request.id)
+            raise protocol.ProtocolError(
+                "limits", f"at most {protocol.SYMBOL_LIMIT} symbols a channel", request=request.id
+            )
 
     def _resolve(self, request: protocol.Subscribe) -> tuple[list[tuple[str, int]], list[tuple[str, str]]]:
         if request.ch in protocol.SERVICE_CHANNELS:
@@ -521,7 +535,9 @@ class Hub:
 
     def _settle(self, group: Group, now: int) -> None:
         channel = self.channels[group.channel]
-        group.pending |= {subject for subject in group.subjects if channel.number(subject) != group.cursor.get(subject, 0)}
+        group.pending |= {
+            subject for subject in group.subjects if channel.number(subject) != group.cursor.get(subject, 0)
+        }
         if group.pending:
             self._send_group(group, now, None)
 

@@ -107,7 +107,7 @@ class Ping(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="o
 
 Request = Subscribe | Unsubscribe | Configure | Acknowledge | Ping
 OPERATIONS: Final = ("sub", "unsub", "set", "ack", "ping")
-_requests = msgspec.json.Decoder(Request)
+_requests: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)
 _probe = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -121,11 +121,13 @@ class ProtocolError(Exception):
         self.fatal = fatal
 
 
-def read_request(text: str) -> Request:
-    """Decode one message of a client.
+def read_request(text: str | None) -> Request:
+    """Decode one message of a client; None stands for a binary one.
 
     Raises ProtocolError: `too_large` and `malformed` are fatal; `unknown_op` and `schema` are answered and survived.
     """
+    if text is None:
+        raise ProtocolError("malformed", f"{SUBPROTOCOL} is text", fatal=True)
     if len(text) > MESSAGE_BYTES_LIMIT or len(text.encode("utf-8", "surrogatepass")) > MESSAGE_BYTES_LIMIT:
         raise ProtocolError("too_large", f"a message may have {MESSAGE_BYTES_LIMIT} bytes", fatal=True)
     try:
@@ -164,7 +166,9 @@ def welcome(*, epoch: str, now: int) -> str:
         "subscribe_s": SUBSCRIBE_WITHIN_S,
     }
     flush = int(FLUSH_S * 1000)
-    return encode({"t": "welcome", "v": VERSION, "e": epoch, "now": now, "hb": HEARTBEAT_S, "flush": flush, "lim": limits})
+    return encode(
+        {"t": "welcome", "v": VERSION, "e": epoch, "now": now, "hb": HEARTBEAT_S, "flush": flush, "lim": limits}
+    )
 
 
 def ok(request: int, added: Sequence[tuple[str, int]] = (), rejected: Sequence[tuple[str, str]] = ()) -> str:
@@ -207,7 +211,9 @@ def lag(*, skipped: int, ms: int) -> str:
 
 def heartbeat(*, now: int, q: int, request: int | None = None) -> str:
     """Write a heartbeat, or the answer to a ping."""
-    return encode({"t": "hb", "now": now, "q": q} if request is None else {"t": "hb", "now": now, "q": q, "id": request})
+    return encode(
+        {"t": "hb", "now": now, "q": q} if request is None else {"t": "hb", "now": now, "q": q, "id": request}
+    )
 
 
 def bye(*, code: int, reason: str) -> str:

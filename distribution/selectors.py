@@ -15,7 +15,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
 from django.db import connection, transaction
-from django.db.models import Q
+from django.db.models import Model, Q, QuerySet
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 
@@ -55,6 +55,7 @@ QUOTES_NS: Final = MINUTE_NS
 SPARK_MINUTES: Final = 60
 FIRST_EVENTS: Final = 30
 EVENTS_PER_LOOK: Final = 20
+OUT_OF_ORDER: Final = 500  # ids that may still become visible below the newest one
 
 
 # -- instruments ---------------------------------------------------------------------------------------------------------
@@ -144,7 +145,9 @@ def venue_states(now: int) -> list[VenueState]:
     for venue in venues:
         table = venue_table(venue.calendar, now)
         state = table.state(now)
-        states.append(VenueState(venue.mic, venue.name, state, table.next_change(now), table.always_open, venue.timezone))
+        states.append(
+            VenueState(venue.mic, venue.name, state, table.next_change(now), table.always_open, venue.timezone)
+        )
     return states
 
 
@@ -183,7 +186,16 @@ JOIN integration_batch b ON b.id = t.batch_id AND b.pub_seq <= %s
 JOIN unnest(%s::int[], %s::bigint[]) AS edge(id, until) ON edge.id = t.instrument_id
 WHERE t.ts_event >= %s AND t.ts_event >= edge.until
 """.format(order="b.pub_seq, t.ts_event, t.sequence")
-_TRADE_COLUMNS: Final = ("instrument_id", "ts_event", "ts_publish", "price", "size", "conditions", "flags", "session_date")
+_TRADE_COLUMNS: Final = (
+    "instrument_id",
+    "ts_event",
+    "ts_publish",
+    "price",
+    "size",
+    "conditions",
+    "flags",
+    "session_date",
+)
 
 _QUOTES_SQL: Final = """
 SELECT DISTINCT ON (q.instrument_id) q.instrument_id, q.ts_event, q.ts_publish, q.bid, q.bid_size, q.ask, q.ask_size
@@ -224,13 +236,17 @@ def _fill_from_bars(cursor: Any, states: Mapping[int, InstrumentState]) -> dict[
     return ends
 
 
-def _fill_from_trades(cursor: Any, states: Mapping[int, InstrumentState], ends: Mapping[int, int], pub_seq: int, now: int) -> None:
+def _fill_from_trades(
+    cursor: Any, states: Mapping[int, InstrumentState], ends: Mapping[int, int], pub_seq: int, now: int
+) -> None:
     """Fold the trades that no closed minute holds yet, by the same code that folds the stream."""
     since = max(*ends.values(), 0) - TAIL_NS if any(ends.values()) else now - 60 * MINUTE_NS
     cursor.execute(_TRADES_SQL, [pub_seq, list(ends), list(ends.values()), since])
     count, *packed = cursor.fetchone()
     if count:
-        columns = {name: np.frombuffer(data, ">i8").astype(np.int64) for name, data in zip(_TRADE_COLUMNS, packed, strict=True)}
+        columns = {
+            name: np.frombuffer(data, ">i8").astype(np.int64) for name, data in zip(_TRADE_COLUMNS, packed, strict=True)
+        }
         for change in reduce_ticks(_as_ticks(columns, count)):
             fold(states[change.instrument_id], change)
 
@@ -240,7 +256,12 @@ def _as_ticks(columns: dict[str, Column], count: int) -> dict[str, Column]:
     flags = columns["flags"]
     action = np.where(flags & FLAG_CANCEL, CANCEL, np.where(flags & FLAG_CORRECTION, CORRECT, NEW))
     zeros = np.zeros(count, np.int64)
-    return {**{name: zeros for name in COLUMNS_READ if name not in columns}, **columns, "kind": zeros + TRADE, "action": action}
+    return {
+        **{name: zeros for name in COLUMNS_READ if name not in columns},
+        **columns,
+        "kind": zeros + TRADE,
+        "action": action,
+    }
 
 
 def _fill_from_quotes(cursor: Any, states: Mapping[int, InstrumentState], pub_seq: int, now: int) -> None:
@@ -316,9 +337,7 @@ def sparklines(instrument_ids: Iterable[int], now: int) -> dict[int, list[int]]:
 
 # -- what the service did lately -----------------------------------------------------------------------------------------
 
-_COUNTS: Final = (
-    "coalesce(sum(tick_count), 0), coalesce(sum(rejected_count), 0), coalesce(sum(parked_count), 0), coalesce(sum(duplicate_count), 0)"
-)
+_COUNTS: Final = "coalesce(sum(tick_count), 0), coalesce(sum(rejected_count), 0), coalesce(sum(parked_count), 0), coalesce(sum(duplicate_count), 0)"
 _NUMBERED_SQL: Final = f"""
 SELECT {_COUNTS}, percentile_cont(0.95) WITHIN GROUP (ORDER BY ts_processed - ts_received) FILTER (WHERE tick_count > 0)
 FROM integration_batch WHERE pub_seq > %s AND pub_seq <= %s AND position_id <> ALL(%s)
@@ -366,10 +385,10 @@ class ServiceWatch:
         self._ignored: set[int] = set()
         self._words: dict[int, str] | None = None
         self._tables = [
-            _NewRows(QuarantinedEvent, _quarantined_event),
-            _NewRows(Gap, _gap_event),
-            _NewRows(Alert, _alert_event),
-            _NewRows(InstrumentStatus, _status_event),
+            _NewRows(QuarantinedEvent.objects.all(), _quarantined_event),
+            _NewRows(Gap.objects.select_related("source"), _gap_event),
+            _NewRows(Alert.objects.all(), _alert_event),
+            _NewRows(InstrumentStatus.objects.select_related("instrument"), _status_event),
         ]
 
     def look(self, now: int, *, identities: set[tuple[int, str]], with_venues: bool) -> Seen:
@@ -377,17 +396,18 @@ class ServiceWatch:
         if with_venues or self._words is None:
             self._canary = _canary_positions()
             self._ignored = set(Instrument.objects.filter(listings__venue_id=CANARY_VENUE).values_list("id", flat=True))
-        seen = Seen(sample=self._sample(now), words=self._latest_words(), ignored=self._ignored)
+        words, self._words = self._words or {}, latest_words()
+        seen = Seen(sample=self._sample(now), words=self._words, ignored=self._ignored)
         if with_venues:
             seen.venues = venue_states(now)
-        seen.events = sorted((event for table in self._tables for event in table.look()), key=lambda event: event.ts)
+        events = (event for table in self._tables for event in table.look())
+        # A feed repeats "open" for every instrument when it starts; only an end of something else is news.
+        news = (
+            event for event in events if event.word != "open" or words.get(event.instrument_id or 0, "open") != "open"
+        )
+        seen.events = sorted(news, key=lambda event: event.ts)
         seen.ended_sessions = ended_sessions(identities)
         return seen
-
-    def _latest_words(self) -> dict[int, str]:
-        newest = InstrumentStatus.objects.order_by("instrument_id", "-ts_event", "-id").distinct("instrument_id")
-        self._words = dict(newest.values_list("instrument_id", "status"))
-        return self._words
 
     def _sample(self, now: int) -> PipelineSample | None:
         totals, delay, unsent = self._count(now)
@@ -416,7 +436,9 @@ class ServiceWatch:
             unsent_ticks, unsent = cursor.fetchone()
         self._pub_seq = newest
         self._numbered = self._numbered + np.array(numbered, object)
-        ticks, rejected, parked, duplicates = (int(done) + int(new) for done, new in zip(self._numbered, waiting, strict=True))
+        ticks, rejected, parked, duplicates = (
+            int(done) + int(new) for done, new in zip(self._numbered, waiting, strict=True)
+        )
         totals = _Totals(
             ts=now,
             received=ticks + rejected + parked + duplicates,
@@ -426,6 +448,12 @@ class ServiceWatch:
             quarantined=rejected,
         )
         return totals, delay, int(unsent)
+
+
+def latest_words() -> dict[int, str]:
+    """Give each venue's last word on its instruments."""
+    newest = InstrumentStatus.objects.order_by("instrument_id", "-ts_event", "-id").distinct("instrument_id")
+    return dict(newest.values_list("instrument_id", "status"))
 
 
 def _canary_positions() -> list[int]:
@@ -440,32 +468,35 @@ def _canary_positions() -> list[int]:
 class _NewRows:
     """Rows of a table that were not there at the last look; ids may become visible out of order, so the newest are remembered."""
 
-    def __init__(self, model: Any, describe: Callable[[Any], FeedEvent]) -> None:
-        self._model = model
+    def __init__(self, query: QuerySet[Any], describe: Callable[[Any], FeedEvent]) -> None:
+        self._query = query
         self._describe = describe
-        self._known: deque[int] = deque(maxlen=1000)
+        self._known: deque[int] = deque(maxlen=2 * OUT_OF_ORDER)
         self._after: int | None = None
 
     def look(self) -> list[FeedEvent]:
         """Give the new rows as events, oldest first; when there are very many, the newest and a line that says how many more."""
-        rows = self._model.objects.order_by("-id")
+        rows = self._query.order_by("-id")
+        more = 0
         if self._after is None:
             fresh = list(rows[:FIRST_EVENTS])
-            more = 0
+            self._known.extend(reversed(rows.values_list("id", flat=True)[FIRST_EVENTS:OUT_OF_ORDER]))
         else:
             known = set(self._known)
-            recent = rows.filter(id__gt=max(0, self._after - 500))
-            fresh = [row for row in recent[: 500 + EVENTS_PER_LOOK] if row.id not in known]
-            more = max(0, len(fresh) - EVENTS_PER_LOOK)
-            if more:
-                more = self._model.objects.filter(id__gt=self._after).count() - EVENTS_PER_LOOK
+            recent = rows.filter(id__gt=max(0, self._after - OUT_OF_ORDER))
+            fresh = [row for row in recent[: OUT_OF_ORDER + EVENTS_PER_LOOK] if row.id not in known]
+            if len(fresh) > EVENTS_PER_LOOK:
+                more = self._query.filter(id__gt=self._after).count() - EVENTS_PER_LOOK
         self._known.extend(row.id for row in reversed(fresh))
         self._after = max([self._after or 0, *(row.id for row in fresh)])
         events = [self._describe(row) for row in reversed(fresh[: max(FIRST_EVENTS, EVENTS_PER_LOOK)])]
         if more > 0:
-            name, link = self._model._meta.verbose_name_plural, _changelist(self._model)
+            name = self._query.model._meta.verbose_name_plural  # noqa: SLF001 - documented by Django
+            link = _admin(self._query.model, "changelist")
             last = events[-1]
-            events.append(FeedEvent(last.ts, last.kind, "warning", None, f"{more} more {name} in the same second", link))
+            events.append(
+                FeedEvent(last.ts, last.kind, "warning", None, f"{more} more {name} in the same second", link)
+            )
         return events
 
 
@@ -487,7 +518,15 @@ def _alert_event(row: Alert) -> FeedEvent:
 
 def _status_event(row: InstrumentStatus) -> FeedEvent:
     severity = "warning" if row.status == InstrumentStatus.Status.HALTED else "info"
-    return FeedEvent(row.ts_event, "status", severity, row.instrument_id, f"{row.instrument.name}: {row.status}", "")
+    return FeedEvent(
+        row.ts_event,
+        "status",
+        severity,
+        row.instrument_id,
+        f"{row.instrument.name}: {row.status}, says the venue",
+        "",
+        row.status,
+    )
 
 
 def _ns(moment: datetime) -> int:
@@ -495,15 +534,13 @@ def _ns(moment: datetime) -> int:
 
 
 def _change(row: Any) -> str:
-    try:
-        return reverse(f"admin:integration_{row._meta.model_name}_change", args=[row.pk])
-    except NoReverseMatch:
-        return ""
+    return _admin(type(row), "change", row.pk)
 
 
-def _changelist(model: Any) -> str:
+def _admin(model: type[Model], page: str, *arguments: Any) -> str:
+    """Give the path of an admin page; empty where the admin does not show this model."""
     try:
-        return reverse(f"admin:integration_{model._meta.model_name}_changelist")
+        return reverse(f"admin:integration_{model.__name__.lower()}_{page}", args=arguments)
     except NoReverseMatch:
         return ""
 
@@ -513,7 +550,11 @@ def ended_sessions(identities: set[tuple[int, str]]) -> set[tuple[int, str]]:
     if not identities:
         return set()
     keys = [key for _, key in identities]
-    present = set(Session.objects.filter(session_key__in=keys, expire_date__gt=timezone.now()).values_list("session_key", flat=True))
+    present = set(
+        Session.objects.filter(session_key__in=keys, expire_date__gt=timezone.now()).values_list(
+            "session_key", flat=True
+        )
+    )
     users = [number for number, _ in identities]
     active = set(get_user_model().objects.filter(pk__in=users, is_active=True).values_list("pk", flat=True))
     return {identity for identity in identities if identity[0] not in active or identity[1] not in present}

@@ -10,7 +10,11 @@ from distribution.consumers import MarketDataConsumer
 
 urlpatterns = [
     path("", views.desk, name="desk"),
-    path("login/", LoginView.as_view(template_name="distribution/login.html", redirect_authenticated_user=True), name="login"),
+    path(
+        "login/",
+        LoginView.as_view(template_name="distribution/login.html", redirect_authenticated_user=True),
+        name="login",
+    ),
     path("logout/", LogoutView.as_view(next_page="login"), name="logout"),
     path("api/desk/bars", views.desk_bars, name="desk-bars"),
 ]

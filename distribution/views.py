@@ -15,7 +15,7 @@ from distribution import access, protocol, selectors
 from distribution.board import InstrumentState, judged
 from distribution.feeds import Desk
 from integration.market.units import decimal_from_nanos
-from integration.models import Instrument, InstrumentStatus
+from integration.models import Instrument
 
 BAR_LIMIT: Final = 2_000
 # key, label, and what it counts
@@ -69,7 +69,9 @@ def desk(request: HttpRequest) -> HttpResponse:
         "timeframes": protocol.TIMEFRAMES,
         "facts": {
             "instruments": [asdict(instrument) for instrument in instruments],
-            "sparks": {number: [float(decimal_from_nanos(close)) for close in closes] for number, closes in sparks.items()},
+            "sparks": {
+                number: [float(decimal_from_nanos(close)) for close in closes] for number, closes in sparks.items()
+            },
             "zones": {venue.mic: venue.timezone for venue in venues},
             "now": now,
         },
@@ -92,8 +94,7 @@ def _states(now: int) -> dict[int, InstrumentState]:
         return dict(running.board.instruments)
     states = {state.id: state for state in selectors.board_snapshot(now).instruments}
     venues = {venue.mic: venue.state for venue in selectors.venue_states(now)}
-    newest = InstrumentStatus.objects.order_by("instrument_id", "-ts_event", "-id").distinct("instrument_id")
-    words = dict(newest.values_list("instrument_id", "status"))
+    words = selectors.latest_words()
     for state in states.values():
         state.state = judged(state, now, venues.get(state.venue, "unknown"), words.get(state.id, "open"))
     return states
@@ -155,7 +156,9 @@ def spark_points(closes: list[int]) -> str:
     span = (high - low) or 1
     step = SPARK_WIDTH / (len(closes) - 1)
     inner = SPARK_HEIGHT - 4
-    return " ".join(f"{index * step:.1f},{2 + inner - (close - low) * inner / span:.1f}" for index, close in enumerate(closes))
+    return " ".join(
+        f"{index * step:.1f},{2 + inner - (close - low) * inner / span:.1f}" for index, close in enumerate(closes)
+    )
 
 
 @never_cache
@@ -167,7 +170,9 @@ def desk_bars(request: HttpRequest) -> HttpResponse:
     timeframe = request.GET.get("timeframe", "1m")
     number, limit = request.GET.get("instrument", ""), request.GET.get("limit", "500")
     if timeframe not in protocol.TIMEFRAMES:
-        return _problem(400, "timeframe", f"timeframe must be one of {', '.join(protocol.TIMEFRAMES)}, was {timeframe[:20]!r}")
+        return _problem(
+            400, "timeframe", f"timeframe must be one of {', '.join(protocol.TIMEFRAMES)}, was {timeframe[:20]!r}"
+        )
     if not (_is_number(number) and _is_number(limit) and 1 <= int(limit) <= BAR_LIMIT and int(number) < 2**31):
         return _problem(400, "number", f"instrument must be an id and limit 1 to {BAR_LIMIT}")
     try:

@@ -52,7 +52,8 @@ class Row {
     const note = { close: "to the previous close", open: "to the session’s open: no earlier close is stored" }[values.referenceKind];
     if (note && this.changeCell.title !== note) this.changeCell.title = note;
     for (const side of ["bid", "ask"]) {
-      if (this.set(side, price(values[side], decimals)) && before && values[side] !== before[side]) this.flash(side, values[side] > before[side] ? "up" : "down");
+      // Quotes change all the time: their figures move, only a traded price lights up.
+      this.set(side, price(values[side], decimals));
     }
     this.set("volume", quantity(values.volume));
     if (this.element.dataset.state !== values.state) this.element.dataset.state = values.state;
