@@ -8,9 +8,9 @@ from django.conf import settings
 from distribution.publishers import PulsarPublisher
 from integration.market.events import decode, row_bytes
 from integration.market.identifiers import identity_hash
-from integration.outbox import SequencerLoop
 from integration.pipeline import Slots
 from integration.reference import ReferenceCache
+from integration.sequencing import SequencerLoop
 from integration.sources import pulsar_client
 from quality import screening
 

@@ -11,7 +11,7 @@ from config.embedded import endpoints
 from config.env import load
 from config.logging import configure
 from config.schedule import BEAT_SCHEDULE
-from config.unfold import UNFOLD as UNFOLD
+from config.unfold import UNFOLD  # noqa: F401  # read by the admin theme
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 MDI = load(os.environ)
@@ -101,7 +101,9 @@ DATABASES = {
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-CACHES = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL, "KEY_PREFIX": "mdi"}}
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL, "KEY_PREFIX": "mdi"}
+}
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [REDIS_URL]}}}
 SESSION_ENGINE = "django.contrib.sessions.backends.db"
 SESSION_COOKIE_HTTPONLY = True
@@ -117,13 +119,17 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_timeout": 2, "socket_connect_timeout": 2}
 
-PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher", "django.contrib.auth.hashers.PBKDF2PasswordHasher"]
+PASSWORD_HASHERS = [
+    "django.contrib.auth.hashers.Argon2PasswordHasher",
+    "django.contrib.auth.hashers.PBKDF2PasswordHasher",
+]
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "/"
 
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
 USE_TZ = True
+FORMAT_MODULE_PATH = ["config.formats"]
 STATIC_URL = "static/"
 STATIC_ROOT = MDI.var_dir / "static"
 STATICFILES_DIRS = [
@@ -142,7 +148,8 @@ NORMALIZED_TOPICS = {
     for asset_class in ("equities", "fixed-income", "currencies", "commodities", "alternative")
 }
 INTEGRATED_TOPICS = {
-    name: f"persistent://{MDI.pulsar_tenant}/{MDI.integrated_namespace}/{name}" for name in ("ticks", "bars", "corporate-actions", "quality")
+    name: f"persistent://{MDI.pulsar_tenant}/{MDI.integrated_namespace}/{name}"
+    for name in ("ticks", "bars", "corporate-actions", "quality")
 }
 CANARY_TOPIC = f"persistent://{MDI.pulsar_tenant}/canary/heartbeat"
 CANARY_ECHO_TOPIC = f"persistent://{MDI.pulsar_tenant}/canary/echo"

@@ -70,7 +70,9 @@ class PulsarPublisher:
                 )
             except pulsar.PulsarException as problem:
                 self.close()
-                raise RetriableError(f"cannot publish to {self._topics[topic]}: {problem}", code="broker_unavailable") from problem
+                raise RetriableError(
+                    f"cannot publish to {self._topics[topic]}: {problem}", code="broker_unavailable"
+                ) from problem
             self._producers[topic, epoch] = (producer, producer.last_sequence_id())
         return self._producers[topic, epoch]
 

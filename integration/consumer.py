@@ -19,8 +19,8 @@ import structlog
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from integration import metrics, storage
 from integration import lease as leases
+from integration import metrics, storage
 from integration.lease import HeldLease
 from integration.market import errors
 from integration.market.errors import FencedError, RetriableError
@@ -31,7 +31,7 @@ from integration.poison import InFlight, find_poison
 from integration.reference import ReferenceCache
 from integration.slices import SliceMap
 from integration.sources import TickSource
-from integration.storage import BatchFacts, Checkpoint
+from integration.storage import BatchFacts, Checkpoint, reach_nothing
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +74,7 @@ class PartitionWorker:
     bar_grace_ns: int
     stop: threading.Event
     now_ns: Callable[[], int] = time.time_ns
-    reached: Checkpoint = lambda point: None
+    reached: Checkpoint = reach_nothing
     owned: Owned | None = None
     pending: list[Message] = field(default_factory=list)
     failures: int = 0
@@ -169,7 +169,9 @@ class PartitionWorker:
     def _back_off(self, problem: Exception) -> None:
         wait = _BACKOFF_S[min(self.failures, len(_BACKOFF_S) - 1)]
         self.failures += 1
-        log.warning("degraded", partition=self.partition, error=str(problem).strip(), retry_in_s=wait, waiting=len(self.pending))
+        log.warning(
+            "degraded", partition=self.partition, error=str(problem).strip(), retry_in_s=wait, waiting=len(self.pending)
+        )
         self._forget()
         self.stop.wait(wait)
 
@@ -187,7 +189,7 @@ class PartitionWorker:
         bad = set(find_poison(messages, self.slots.decode))
         for run in _runs(len(messages), bad):
             part = [messages[at] for at in run]
-            slots = replace(self.slots, decode=self._poisoned) if run[0] in bad else self.slots
+            slots = self._rejecting(errors.POISON, "decoding it ended the process") if run[0] in bad else self.slots
             self._consume_or_split(part, slots)
 
     def _consume_or_split(self, messages: list[Message], slots: Slots) -> None:
@@ -198,22 +200,32 @@ class PartitionWorker:
             raise
         except Exception as problem:
             log.exception("a stage failed", partition=self.partition, messages=len(messages))
-            if len(messages) == 1:
-                slots = replace(slots, decode=lambda given: self._all_rejected(given, errors.INTERNAL, f"{type(problem).__name__}: {problem}"))
-                self._store(messages, self._request(messages), slots)
-                return
             half = len(messages) // 2
+            if half == 0:
+                words = f"{type(problem).__name__}: {problem}"
+                self._store(messages, self._request(messages), self._rejecting(errors.INTERNAL, words))
+                return
             self._consume_or_split(messages[:half], slots)
             self._consume_or_split(messages[half:], slots)
 
     def _request(self, messages: Sequence[Message]) -> Request:
-        return Request(self.topic, messages, self.references.current(), trust_time=messages[-1].ts_publish <= self.now_ns() + MAX_SKEW_NS)
+        return Request(
+            self.topic,
+            messages,
+            self.references.current(),
+            trust_time=messages[-1].ts_publish <= self.now_ns() + MAX_SKEW_NS,
+        )
 
-    def _store(self, messages: Sequence[Message], request: Request, slots: Slots, released: tuple[int, ...] = ()) -> Outcome:
+    def _store(
+        self, messages: Sequence[Message], request: Request, slots: Slots, released: tuple[int, ...] = ()
+    ) -> Outcome:
         owned = self._own()
         started = time.perf_counter()
         outcome = process(
-            request, owned.state, slots, lambda wanted: storage.find_stored(owned.position.pk, request.reference, wanted)
+            request,
+            owned.state,
+            slots,
+            lambda wanted: storage.find_stored(owned.position.pk, request.reference, wanted),
         )
         processed = time.perf_counter()
         self._make_slices(outcome.ticks)
@@ -259,13 +271,20 @@ class PartitionWorker:
         for item in outcome.refused + outcome.parked:
             metrics.record_quarantined(item.rejection.code, 1)
 
-    def _poisoned(self, messages: Sequence[Message]) -> Decoded:
-        return self._all_rejected(messages, errors.POISON, "decoding it ended the process")
+    def _rejecting(self, code: str, words: str) -> Slots:
+        """Give slots that read nothing and reject every message for one reason."""
+
+        def reject(messages: Sequence[Message]) -> Decoded:
+            return self._all_rejected(messages, code, words)
+
+        return replace(self.slots, decode=reject)
 
     def _all_rejected(self, messages: Sequence[Message], code: str, words: str) -> Decoded:
         none = np.zeros(0, np.int32)
         rejections = [
-            Rejection(at, code, words, channel=UNREADABLE, session=UNREADABLE, sequence=self.slots.digest(bytes(message.data)))
+            Rejection(
+                at, code, words, channel=UNREADABLE, session=UNREADABLE, sequence=self.slots.digest(bytes(message.data))
+            )
             for at, message in enumerate(messages)
         ]
         return Decoded(Ticks.zeros(0), none, none, none, [], [], [], rejections=rejections)
@@ -283,11 +302,13 @@ class PartitionWorker:
         before, after = ((clock - self.bar_grace_ns) // _CLOCK_STEP_NS for clock in (owned.position.clock, settled))
         if after > before:
             empty = Request(self.topic, (), self.references.current())
-            outcome = process(empty, owned.state, replace(self.slots, decode=lambda messages: self._all_rejected(messages, "", "")), lambda _: [])
+            outcome = process(empty, owned.state, self._rejecting("", ""), lambda _: [])
             outcome.clock = settled
             self._commit(
                 outcome,
-                BatchFacts(owned.position.pk, owned.position.number + 1, owned.lease, empty.reference, self.now_ns(), settled),
+                BatchFacts(
+                    owned.position.pk, owned.position.number + 1, owned.lease, empty.reference, self.now_ns(), settled
+                ),
             )
 
     # -- releases -----------------------------------------------------------------------------------------------------
@@ -318,7 +339,9 @@ class PartitionWorker:
 
     def _drain_lane(self, source: str, instrument: str) -> None:
         owned = self._own()
-        lane = owned.position.quarantined.filter(state=QuarantinedEvent.State.PARKED, source=source, instrument=instrument)
+        lane = owned.position.quarantined.filter(
+            state=QuarantinedEvent.State.PARKED, source=source, instrument=instrument
+        )
         last = 0
         while rows := list(lane.filter(pk__gt=last).order_by("id")[:_RELEASE_ROWS]):
             last = rows[-1].pk

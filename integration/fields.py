@@ -1,7 +1,7 @@
 """The one Django field for exact numbers: Decimal in Python, nanos (int64 of 1e-9) in PostgreSQL."""
 
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -9,9 +9,18 @@ from django.db import models
 
 from integration.market.units import decimal_from_nanos, nanos_from_decimal
 
+if TYPE_CHECKING:
+    DecimalColumn = models.Field[Decimal | int | str, Decimal]
+else:
+    # The stubs' type parameters do not exist at run time.
+    DecimalColumn = models.Field
 
-class NanosField(models.BigIntegerField):  # type: ignore[type-arg]  # stubs: generic at check time, not at run time
+
+class NanosField(DecimalColumn):
     """Store a decimal number with at most nine places as a signed 64-bit integer; `Decimal` on the Python side."""
+
+    def get_internal_type(self) -> str:
+        return "BigIntegerField"
 
     def from_db_value(self, value: int | None, *_: object) -> Decimal | None:
         return None if value is None else decimal_from_nanos(value)
@@ -30,10 +39,5 @@ class NanosField(models.BigIntegerField):  # type: ignore[type-arg]  # stubs: ge
         number = self.to_python(value)
         return None if number is None else nanos_from_decimal(number)
 
-    def formfield(self, **kwargs: Any) -> forms.Field | None:  # type: ignore[override]
-        return models.Field.formfield(self, form_class=forms.DecimalField, decimal_places=9, **kwargs)
-
-    @property
-    def validators(self) -> list[Any]:  # type: ignore[override]
-        """The integer range of the base class speaks of nanos, not of the Decimal that is validated."""
-        return list(self._validators)
+    def formfield(self, **kwargs: Any) -> forms.Field | None:
+        return super().formfield(**{"form_class": forms.DecimalField, "decimal_places": 9, **kwargs})

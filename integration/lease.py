@@ -72,7 +72,8 @@ def renew(lease: HeldLease) -> None:
     """Say that the holder is alive; FencedError when it no longer holds the lease."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE integration_lease SET renewed_at = clock_timestamp() WHERE name = %s AND epoch = %s", [lease.name, lease.epoch]
+            "UPDATE integration_lease SET renewed_at = clock_timestamp() WHERE name = %s AND epoch = %s",
+            [lease.name, lease.epoch],
         )
         if cursor.rowcount != 1:
             raise FencedError(f"lease {lease.name} has moved on, was epoch {lease.epoch}")

@@ -17,7 +17,7 @@ class TstzRange(Func):
     """`tstzrange(from, to, '[)')` for the exclusion constraints."""
 
     function = "TSTZRANGE"
-    output_field = models.Field()  # type: ignore[var-annotated]  # never loaded into Python
+    output_field = models.Field()  # never loaded into Python
 
 
 class AssetClass(models.TextChoices):
@@ -72,7 +72,9 @@ class Instrument(models.Model):
     asset_class = models.CharField(max_length=20, choices=AssetClass)
     issuer = models.ForeignKey(Issuer, null=True, blank=True, on_delete=models.PROTECT)
     price_decimals = models.PositiveSmallIntegerField(default=2, help_text="Decimals shown on pages; storage is exact.")
-    allows_negative_price = models.BooleanField(default=False, help_text="Spreads, yields, and commodities on bad days.")
+    allows_negative_price = models.BooleanField(
+        default=False, help_text="Spreads, yields, and commodities on bad days."
+    )
     is_active = models.BooleanField(default=True)
 
     class Meta:
@@ -158,11 +160,16 @@ class Source(models.Model):
     is_simulated = models.BooleanField(default=False)
     is_active = models.BooleanField(default=True)
     sequence_jump_limit = models.BigIntegerField(
-        default=1_000_000, help_text="A sequence further ahead than this is quarantined, so that nobody can poison the future."
+        default=1_000_000,
+        help_text="A sequence further ahead than this is quarantined, so that nobody can poison the future.",
     )
-    future_limit_ms = models.PositiveIntegerField(default=5_000, help_text="How far ts_event may lie ahead of the broker's clock.")
+    future_limit_ms = models.PositiveIntegerField(
+        default=5_000, help_text="How far ts_event may lie ahead of the broker's clock."
+    )
     ancient_limit_s = models.PositiveIntegerField(default=7 * 86_400, help_text="How far ts_event may lie behind it.")
-    crossed_limit_bps = models.PositiveIntegerField(default=0, help_text="A bid above the ask by more than this is rejected.")
+    crossed_limit_bps = models.PositiveIntegerField(
+        default=0, help_text="A bid above the ask by more than this is rejected."
+    )
 
     class Meta:
         ordering = ["code"]
@@ -198,7 +205,9 @@ class Subscription(models.Model):
     """A topic that consumers read; pausing takes effect within two seconds."""
 
     topic = models.CharField(max_length=200, unique=True)
-    name = models.CharField(max_length=80, default="integration", help_text="Subscription name at the broker (type Failover).")
+    name = models.CharField(
+        max_length=80, default="integration", help_text="Subscription name at the broker (type Failover)."
+    )
     is_paused = models.BooleanField(default=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -268,7 +277,9 @@ class Batch(models.Model):
     first_message_id = models.BinaryField(default=b"")
     last_message_id = models.BinaryField(default=b"")
     payload = models.BinaryField(default=b"", help_text="Arrow stream of the accepted ticks.")
-    extras = models.BinaryField(default=b"", help_text="JSON: delivered bars, status changes, identities without a tick row.")
+    extras = models.BinaryField(
+        default=b"", help_text="JSON: delivered bars, status changes, identities without a tick row."
+    )
     pub_seq = models.BigIntegerField(null=True, help_text="Given by the sequencer; gapless.")
 
     class Meta:
@@ -302,6 +313,9 @@ class StoredTick(models.Model):
     class Meta:
         abstract = True
         managed = False
+
+    def __str__(self) -> str:
+        return f"{self.source_id}/{self.channel}/{self.session}/{self.sequence}"
 
 
 class Trade(StoredTick):
@@ -380,7 +394,10 @@ class Bar(models.Model):
                 fields=["instrument_id", "timeframe", "source_id", "start", "revision"], name="bar_revision_once"
             ),
             models.CheckConstraint(
-                condition=Q(low__lte=F("open")) & Q(low__lte=F("close")) & Q(high__gte=F("open")) & Q(high__gte=F("close")),
+                condition=Q(low__lte=F("open"))
+                & Q(low__lte=F("close"))
+                & Q(high__gte=F("open"))
+                & Q(high__gte=F("close")),
                 name="bar_invariant",
             ),
         ]
@@ -455,7 +472,9 @@ class OutgoingMessage(models.Model):
     number = models.BigIntegerField(help_text="Sequence id at the broker: gapless from 1 per topic and epoch.")
     pub_seq = models.BigIntegerField()
     key = models.CharField(max_length=64, blank=True)
-    payload = models.BinaryField(default=b"", help_text="The message; for ticks the instrument numbers that head the batch's payload.")
+    payload = models.BinaryField(
+        default=b"", help_text="The message; for ticks the instrument numbers that head the batch's payload."
+    )
     sent_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -502,7 +521,9 @@ class QuarantinedEvent(models.Model):
             models.Index(fields=["state", "code"], name="quarantine_by_reason"),
             models.Index(fields=["channel", "session", "sequence"], name="quarantine_by_identity"),
             models.Index(
-                fields=["position", "id"], condition=Q(state__in=["parked", "release_requested"]), name="quarantine_waiting"
+                fields=["position", "id"],
+                condition=Q(state__in=["parked", "release_requested"]),
+                name="quarantine_waiting",
             ),
         ]
 
@@ -584,7 +605,9 @@ class Alert(models.Model):
     acknowledged_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["kind", "key"], condition=Q(closed_at=None), name="alert_open_once")]
+        constraints = [
+            models.UniqueConstraint(fields=["kind", "key"], condition=Q(closed_at=None), name="alert_open_once")
+        ]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.key}"

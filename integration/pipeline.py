@@ -20,6 +20,7 @@ from integration.market.ticks import (
     FLAG_HALTED,
     FLAG_OFF_SESSION,
     FLAG_RELEASED,
+    TRADE,
     UNREADABLE,
     Decoded,
     Decoder,
@@ -156,7 +157,9 @@ def adopt(state: PartitionState, outcome: Outcome) -> None:
     state.statuses = _with_statuses(state.statuses, outcome.sides)
 
 
-def _with_statuses(statuses: dict[int, tuple[tuple[int, str], ...]], sides: Sequence[SideEvent]) -> dict[int, tuple[tuple[int, str], ...]]:
+def _with_statuses(
+    statuses: dict[int, tuple[tuple[int, str], ...]], sides: Sequence[SideEvent]
+) -> dict[int, tuple[tuple[int, str], ...]]:
     after = dict(statuses)
     for side in sides:
         if isinstance(side.event, StatusChange):
@@ -194,12 +197,19 @@ class _Flow:
             for at in rows[np.sort(heads)].tolist():
                 self._refuse_stranger(int(self.ticks.message[at]), self.decoded.sources[self.source[at]])
             self._keep(~stranger)
-        for event in (*self.decoded.bars, *self.decoded.statuses):
+        events: list[DeliveredBar | StatusChange] = [*self.decoded.bars, *self.decoded.statuses]
+        for event in events:
             if self._source_fault(event.source):
                 self._refuse_stranger(event.message, event.source)
             else:
                 self.sides.append(
-                    SideEvent(event, 0, self.request.reference.sources[event.source].id, 0, bytes(self.request.messages[event.message].data))
+                    SideEvent(
+                        event,
+                        0,
+                        self.request.reference.sources[event.source].id,
+                        0,
+                        bytes(self.request.messages[event.message].data),
+                    )
                 )
 
     def _source_fault(self, code: str) -> str:
@@ -211,7 +221,11 @@ class _Flow:
     def _refuse_stranger(self, message: int, code: str) -> None:
         # Known by its bytes: a stranger must not be able to use up the identities of the source it claims to be.
         fault = self._source_fault(code)
-        words = "is not registered or not active" if fault == errors.SOURCE_UNKNOWN else f"may not publish on {self.request.topic}"
+        words = (
+            "is not registered or not active"
+            if fault == errors.SOURCE_UNKNOWN
+            else f"may not publish on {self.request.topic}"
+        )
         self._refuse_bytes(Rejection(message, fault, f"source {words}, was {code!r}", source=code))
 
     # -- instruments --------------------------------------------------------------------------------------------------
@@ -253,8 +267,10 @@ class _Flow:
             currency = self.decoded.currencies[index]
             if currency and currency not in self.request.reference.instruments[instrument_id].currencies:
                 here = (self.ticks.instrument_id == instrument_id) & (self.currency == index)
-                words = f"not the listing's currency, was {currency!r}"
-                self._leave(np.flatnonzero(here), errors.CURRENCY, lambda _, words=words: words, self.refused)
+                self._leave(np.flatnonzero(here), errors.CURRENCY, self._currency_detail, self.refused)
+
+    def _currency_detail(self, at: int) -> str:
+        return f"not the listing's currency, was {self.decoded.currencies[self.currency[at]]!r}"
 
     def _resolve_sides(self) -> None:
         reference, kept = self.request.reference, []
@@ -263,15 +279,17 @@ class _Flow:
             ts = event.start if isinstance(event, DeliveredBar) else event.ts_event
             side.instrument_id = reference.resolve(event.instrument, ts)
             lane = (event.source, event.instrument)
-            if side.instrument_id == UNKNOWN_INSTRUMENT_ID or (lane in self.state.lanes and not self.request.is_release):
+            if side.instrument_id == UNKNOWN_INSTRUMENT_ID or (
+                lane in self.state.lanes and not self.request.is_release
+            ):
                 text = f"no alias covers it at this time, was {event.instrument!r}"
                 self.parked.append(self._refuse(_side_rejection(event, errors.UNKNOWN_INSTRUMENT, text, ts)))
                 continue
-            if isinstance(event, DeliveredBar) and event.currency:
-                if event.currency not in reference.instruments[side.instrument_id].currencies:
-                    text = f"not the listing's currency, was {event.currency!r}"
-                    self.refused.append(self._refuse(_side_rejection(event, errors.CURRENCY, text, ts)))
-                    continue
+            currency = event.currency if isinstance(event, DeliveredBar) else ""
+            if currency and currency not in reference.instruments[side.instrument_id].currencies:
+                text = f"not the listing's currency, was {currency!r}"
+                self.refused.append(self._refuse(_side_rejection(event, errors.CURRENCY, text, ts)))
+                continue
             dates, _ = reference.session_dates(np.array([side.instrument_id], np.int32), np.array([ts], np.int64))
             side.session_date = int(dates[0])
             kept.append(side)
@@ -284,36 +302,63 @@ class _Flow:
         events = self._identities()
         limits = {facts.id: facts.sequence_jump_limit for facts in self.request.reference.sources.values()}
         if not self._waives(errors.SEQUENCE_JUMP):
-            verdicts, first = self.state.identities.judge(events, limits)
+            verdicts, first = self._judge(events, limits)
         else:
-            verdicts, first = self.state.identities.judge(events, {})
+            verdicts, first = self._judge(events, {})
         if (verdicts == NEW).all():
             return
         repeats, conflicts = self._compare(events, verdicts, first, find_stored)
         jumps = np.flatnonzero(verdicts == JUMP).tolist()
-        made = [self._refuse_known(at, errors.CONFLICT, "the same identity came before with other content; the first stays") for at in conflicts]
-        made += [self._refuse_known(at, errors.SEQUENCE_JUMP, "the sequence is further ahead than the source's limit") for at in jumps]
+        made = [
+            self._refuse_known(at, errors.CONFLICT, "the same identity came before with other content; the first stays")
+            for at in conflicts
+        ]
+        made += [
+            self._refuse_known(at, errors.SEQUENCE_JUMP, "the sequence is further ahead than the source's limit")
+            for at in jumps
+        ]
         gone = np.zeros(len(events), np.bool_)
         gone[np.array([*repeats, *conflicts, *jumps], np.intp)] = True
         fresh = self._first_of_their_bytes(made, find_stored)
         self.duplicate_count += len(made) - len(fresh)
         self._drop(repeats, fresh, gone)
 
+    def _judge(self, events: Identities, limits: dict[int, int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.intp]]:
+        """Judge in order of arrival: the first of an identity is the first that came, whatever has become of it."""
+        if len(events) == len(self.ticks):
+            return self.state.identities.judge(events, limits)
+        others = [(side.event.message, 0) for side in self.sides]
+        others += [(item.rejection.message, max(item.rejection.row, 0)) for item in self.refused + self.parked]
+        places = np.array(others, np.int32).reshape(-1, 2)
+        order = np.lexsort((np.r_[self.ticks.row, places[:, 1]], np.r_[self.ticks.message, places[:, 0]]))
+        judged, first_of = self.state.identities.judge(events.take(order), limits)
+        verdicts, first = np.empty_like(judged), np.empty_like(first_of)
+        verdicts[order], first[order] = judged, order[first_of]
+        return verdicts, first
+
     def _compare(
         self, events: Identities, verdicts: npt.NDArray[np.uint8], first: npt.NDArray[np.intp], find_stored: FindStored
     ) -> tuple[list[int], list[int]]:
         repeats: list[int] = []
         conflicts: list[int] = []
+        outside = np.flatnonzero((first == np.arange(len(events))) & ((verdicts == KNOWN) | (verdicts == UNSURE)))
+        before = dict(zip(outside.tolist(), find_stored(events.take(outside)) if len(outside) else [], strict=True))
+        for at, stored in before.items():
+            is_itself = self.request.is_release and stored == StoredBytes(self._raw_of(at))
+            if is_itself or (stored is None and verdicts[at] == UNSURE):
+                continue
+            (repeats if self._is_repeat(at, stored) else conflicts).append(at)
         inside = np.flatnonzero((first != np.arange(len(events))) & (verdicts == KNOWN))
         for at in inside.tolist():
-            (repeats if self._content(at) == self._content(int(first[at])) else conflicts).append(at)
-        outside = np.flatnonzero((first == np.arange(len(events))) & ((verdicts == KNOWN) | (verdicts == UNSURE)))
-        for at, stored in zip(outside.tolist(), find_stored(events.take(outside)) if len(outside) else [], strict=True):
-            is_itself = self.request.is_release and stored == StoredBytes(self._raw_of(at))
-            if is_itself or (stored is None and (verdicts[at] == UNSURE or self.request.is_release)):
-                continue
-            (repeats if stored is not None and self._same(at, stored) else conflicts).append(at)
+            head = int(first[at])
+            same = self._content(at) == self._content(head) or self._is_repeat(at, before.get(head))
+            (repeats if same else conflicts).append(at)
         return repeats, conflicts
+
+    def _is_repeat(self, at: int, stored: Stored) -> bool:
+        # A canary is in no table; its identity alone must do.
+        is_canary = at < len(self.ticks) and bool(self.request.reference.canary[self.ticks.instrument_id[at]])
+        return is_canary if stored is None else self._same(at, stored)
 
     def _same(self, at: int, stored: StoredTick | StoredBytes) -> bool:
         content = self._content(at)
@@ -324,7 +369,9 @@ class _Flow:
     def _content(self, at: int) -> tuple[int, ...] | bytes:
         """What must be equal in a repeat: the columns of a tick, else the bytes."""
         if at < len(self.ticks):
-            return tuple(int(getattr(self.ticks, name)[at]) for name in CONTENT_COLUMNS)
+            content = tuple(int(getattr(self.ticks, name)[at]) for name in CONTENT_COLUMNS)
+            # A quote is stored without the trade id that it may carry.
+            return content if content[0] == TRADE else (*content[:-1], 0)
         return self._raw_of(at)
 
     def _raw_of(self, at: int) -> bytes:
@@ -338,7 +385,9 @@ class _Flow:
     def _identities(self) -> Identities:
         """Name every event of the batch: ticks, then side events, then refused, then parked."""
         ticks = self.ticks
-        others = [(s.source_id, s.event.channel, s.event.session, s.event.sequence, _time_of(s.event)) for s in self.sides]
+        others = [
+            (s.source_id, s.event.channel, s.event.session, s.event.sequence, _time_of(s.event)) for s in self.sides
+        ]
         others += [
             (r.source_id, r.rejection.channel, r.rejection.session, r.rejection.sequence, r.rejection.ts_event)
             for r in self.refused + self.parked
@@ -365,7 +414,9 @@ class _Flow:
     def _first_of_their_bytes(self, made: list[Refused], find_stored: FindStored) -> list[Refused]:
         """Leave out refusals whose bytes the quarantine has already: a conflict that is delivered again is a duplicate."""
         distinct = list({item.rejection.sequence: item for item in made}.values())
-        names = np.array([(0, UNREADABLE, UNREADABLE, item.rejection.sequence, 0) for item in distinct], np.int64).reshape(-1, 5)
+        names = np.array(
+            [(0, UNREADABLE, UNREADABLE, item.rejection.sequence, 0) for item in distinct], np.int64
+        ).reshape(-1, 5)
         found = find_stored(Identities(*(names[:, column] for column in range(5)))) if distinct else []
         return [item for item, stored in zip(distinct, found, strict=True) if stored != StoredBytes(item.raw)]
 
@@ -387,7 +438,9 @@ class _Flow:
 
     def screen(self) -> None:
         """Judge values by the screens' slot; flag ticks inside a halt."""
-        answer = self.slots.screen(self.ticks, self.request.reference, self.state.screen, trust_time=self.request.trust_time)
+        answer = self.slots.screen(
+            self.ticks, self.request.reference, self.state.screen, trust_time=self.request.trust_time
+        )
         self.ticks.flags |= answer.flags
         self.screen_state = answer.state
         self._flag_halts()
@@ -395,16 +448,23 @@ class _Flow:
         for number, code in enumerate(self.slots.screen_codes, start=1):
             rows = bad[answer.codes[bad] == number]
             if len(rows) and not self._waives(code):
-                self._note(rows, code, lambda at, code=code: self.slots.screen_detail(self.ticks, at, code), self.refused)
+                self._note(rows, code, self._screen_detail(code), self.refused)
         waived = [number for number, code in enumerate(self.slots.screen_codes, start=1) if self._waives(code)]
         self._keep((answer.codes == 0) | np.isin(answer.codes, waived))
+
+    def _screen_detail(self, code: str) -> Callable[[int], str]:
+        return lambda at: self.slots.screen_detail(self.ticks, at, code)
 
     def _flag_halts(self) -> None:
         statuses = _with_statuses(self.state.statuses, self.sides)
         for instrument_id, changes in statuses.items():
             for (start, status), (end, _) in zip(changes, (*changes[1:], (2**63 - 1, "")), strict=True):
                 if status == "halted":
-                    inside = (self.ticks.instrument_id == instrument_id) & (self.ticks.ts_event >= start) & (self.ticks.ts_event < end)
+                    inside = (
+                        (self.ticks.instrument_id == instrument_id)
+                        & (self.ticks.ts_event >= start)
+                        & (self.ticks.ts_event < end)
+                    )
                     self.ticks.flags[inside] |= np.uint32(FLAG_HALTED)
 
     def _waives(self, code: str) -> bool:
@@ -466,7 +526,11 @@ class _Flow:
 
     def _raw(self, message: int, row: int) -> bytes:
         data = self.request.messages[message]
-        return bytes(data.data) if row < 0 or not data.data.startswith(b"\xff\xff\xff\xff") else self.slots.row_bytes(data, row)
+        return (
+            bytes(data.data)
+            if row < 0 or not data.data.startswith(b"\xff\xff\xff\xff")
+            else self.slots.row_bytes(data, row)
+        )
 
 
 def _by_bytes(rejection: Rejection, digest: int) -> Rejection:
@@ -474,7 +538,9 @@ def _by_bytes(rejection: Rejection, digest: int) -> Rejection:
 
 
 def _side_rejection(event: StatusChange | DeliveredBar, code: str, words: str, ts: int) -> Rejection:
-    return Rejection(event.message, code, words, -1, event.source, event.channel, event.session, event.sequence, event.instrument, ts)
+    return Rejection(
+        event.message, code, words, -1, event.source, event.channel, event.session, event.sequence, event.instrument, ts
+    )
 
 
 def _time_of(event: StatusChange | DeliveredBar) -> int:

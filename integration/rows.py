@@ -34,7 +34,9 @@ QUOTE_LAYOUT: Final[Layout] = {
 LAYOUTS: Final = {"trade": (TRADE, TRADE_LAYOUT), "quote": (QUOTE, QUOTE_LAYOUT)}
 
 PAYLOAD_COLUMNS: Final = tuple(name for name in TICK_COLUMNS if name not in ("message", "row"))
-PAYLOAD_SCHEMA: Final = pa.schema([pa.field(name, pa.from_numpy_dtype(TICK_COLUMNS[name]), nullable=False) for name in PAYLOAD_COLUMNS])
+PAYLOAD_SCHEMA: Final = pa.schema(
+    [pa.field(name, pa.from_numpy_dtype(TICK_COLUMNS[name]), nullable=False) for name in PAYLOAD_COLUMNS]
+)
 
 
 def copy_statement(table: str) -> str:
@@ -74,11 +76,14 @@ def pack_payload(ticks: Ticks) -> bytes:
     """Write ticks as an Arrow stream for the batch row; no ticks are no bytes."""
     if not len(ticks):
         return b""
-    batch = pa.RecordBatch.from_arrays([pa.array(getattr(ticks, name)) for name in PAYLOAD_COLUMNS], schema=PAYLOAD_SCHEMA)
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array(getattr(ticks, name)) for name in PAYLOAD_COLUMNS], schema=PAYLOAD_SCHEMA
+    )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, PAYLOAD_SCHEMA) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    payload: bytes = sink.getvalue().to_pybytes()
+    return payload
 
 
 def unpack_payload(payload: bytes | memoryview) -> Ticks:

@@ -6,13 +6,14 @@ give the same output bytes, so that a restart folds the batches since the last c
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from integration.bars import Bar, BarBuilder, BarKey, Load
+from integration.market.bar_events import Reason, Timeframe
 from integration.market.events import BarEvent, encode_bar, encode_numbered_ticks
 from integration.market.gaps import GapChanges, GapTracker
 from integration.market.reference import Reference
@@ -123,7 +124,9 @@ class Sequencer:
         folded = self._builder.fold(batch.ticks, batch.clock, batch.partition)
         bars = folded.bars + [self._deliver(row) for row in batch.delivered]
         messages += [self._bar_message(bar, batch) for bar in bars]
-        return Sequenced(self.pub_seq, batch.id, len(batch.ticks), bars, folded.held, self._follow_gaps(batch), messages)
+        return Sequenced(
+            self.pub_seq, batch.id, len(batch.ticks), bars, folded.held, self._follow_gaps(batch), messages
+        )
 
     def settle(self) -> None:
         """Say that everything given so far is written, so that `load` sees it."""
@@ -145,7 +148,9 @@ class Sequencer:
         stored = msgspec.msgpack.decode(data, type=_Checkpoint)
         if stored.version != _VERSION:
             raise ValueError(f"a checkpoint of this version cannot be read, was {stored.version}")
-        self._numbers = _Numbers(stored.pub_seq, stored.messages, np.frombuffer(stored.ticks, np.int64).copy(), stored.bars)
+        self._numbers = _Numbers(
+            stored.pub_seq, stored.messages, np.frombuffer(stored.ticks, np.int64).copy(), stored.bars
+        )
         self._gaps = GapTracker.load(stored.gaps)
         self._builder.restore(stored.builder)
         self._delivered.clear()
@@ -159,8 +164,12 @@ class Sequencer:
         return table if isinstance(table, SessionTable) else SessionTable.of_unknown("none")
 
     def _fold_canary(self, batch: CommittedBatch) -> Sequenced:
-        payload = msgspec.json.encode({"batch": batch.id, "ts_event": int(batch.ticks.ts_event.max()) if len(batch.ticks) else 0})
-        messages = [Outgoing(ECHO_TOPIC, self._numbers.next_message(ECHO_TOPIC), "", payload)] if len(batch.ticks) else []
+        payload = msgspec.json.encode(
+            {"batch": batch.id, "ts_event": int(batch.ticks.ts_event.max()) if len(batch.ticks) else 0}
+        )
+        messages = (
+            [Outgoing(ECHO_TOPIC, self._numbers.next_message(ECHO_TOPIC), "", payload)] if len(batch.ticks) else []
+        )
         return Sequenced(self.pub_seq, batch.id, 0, [], [], GapChanges(), messages)
 
     def _number_ticks(self, instrument_id: npt.NDArray[np.int32]) -> bytes:
@@ -203,12 +212,12 @@ class Sequencer:
         source = "consolidated" if bar.source_id == 0 else reference.code_of(bar.source_id)
         event = BarEvent(
             instrument_id=bar.instrument_id, symbol=facts.symbol if facts else "", source_id=bar.source_id, source=source,
-            timeframe=bar.timeframe, start=bar.start, session_date=bar.session_date, open=bar.open, high=bar.high, low=bar.low,
+            timeframe=cast("Timeframe", bar.timeframe), start=bar.start, session_date=bar.session_date, open=bar.open, high=bar.high, low=bar.low,
             close=bar.close, adjusted_close=bar.close, volume=bar.volume, turnover=bar.turnover, trade_count=bar.trade_count,
-            revision=bar.revision, reason=bar.reason, sequence=self._numbers.next_bar(bar.instrument_id), epoch=self.epoch,
+            revision=bar.revision, reason=cast("Reason", bar.reason), sequence=self._numbers.next_bar(bar.instrument_id), epoch=self.epoch,
             timestamp=batch.clock, is_partial=bar.is_partial, is_final=bar.is_final,
             processing_time_ms=max(0.0, (batch.ts_received - bar.last_ts) / 1e6),
-        )  # type: ignore[arg-type]  # timeframe and reason are texts of the builder's closed sets  # fmt: skip
+        )  # fmt: skip
         return Outgoing(BARS_TOPIC, self._numbers.next_message(BARS_TOPIC), str(bar.instrument_id), encode_bar(event))
 
 
@@ -221,7 +230,9 @@ def tick_message(ticks: Ticks, head: bytes, batch_id: int, pub_seq: int, epoch: 
     sequences = np.empty(len(ticks), np.int64)
     sequences[order] = np.arange(len(ticks)) + np.repeat(first - starts, np.diff(np.r_[starts, len(ticks)]))
     epochs = np.full(len(ticks), epoch, np.int32)
-    return encode_numbered_ticks(ticks, epochs=epochs, sequences=sequences, batch=batch_id, pub_seq=pub_seq, epoch=epoch)
+    return encode_numbered_ticks(
+        ticks, epochs=epochs, sequences=sequences, batch=batch_id, pub_seq=pub_seq, epoch=epoch
+    )
 
 
 def without_payload(message: Outgoing) -> Outgoing:

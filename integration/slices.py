@@ -85,14 +85,16 @@ class SliceMap:
             self.load()
             width = width_for(_rows_per_second(), settings.MDI.slice_rows)
             left = np.sort(self.uncovered(missing))
-            made = 0
-            while len(left) and made < MAX_NEW_SLICES:
+            for _ in range(MAX_NEW_SLICES):
+                if not len(left):
+                    break
                 start, end = plan(int(left[0]), width, self.starts, self.ends)
                 self._create(start, end)
                 left = left[left >= end]
-                made += 1
-            if made and start == self.starts[-1]:
-                self._create(end, end - end % width + width)
+            # Live data moves into the slice behind the newest one: it should find it there.
+            newest = self.ends[-1]
+            if missing.max() >= self.starts[-1]:
+                self._create(newest, newest - newest % width + width)
 
     def _create(self, start: int, end: int) -> None:
         made = Slice.objects.create(table=self.table, start=start, end=end)
@@ -106,7 +108,9 @@ class SliceMap:
                     "CONSTRAINT bounds CHECK (ts_event >= {start} AND ts_event < {end}))"
                 ).format(child=child, parent=parent, **bounds)
             )
-            cursor.execute(sql.SQL("CREATE INDEX ON {child} USING brin (ts_event) WITH (pages_per_range = 32)").format(child=child))
+            cursor.execute(
+                sql.SQL("CREATE INDEX ON {child} USING brin (ts_event) WITH (pages_per_range = 32)").format(child=child)
+            )
             cursor.execute(
                 sql.SQL("ALTER TABLE {parent} ATTACH PARTITION {child} FOR VALUES FROM ({start}) TO ({end})").format(
                     parent=parent, child=child, **bounds

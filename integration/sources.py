@@ -75,7 +75,8 @@ class PulsarSource:
         import pulsar
 
         consumer = self._open()
-        received, size, wait_ms, ts_received = [], 0, max(1, int(wait_s * 1000)), 0
+        received: list[Message] = []
+        size, wait_ms, ts_received = 0, max(1, int(wait_s * 1000)), 0
         while len(received) < limit and size < _BATCH_BYTES:
             try:
                 raw = consumer.receive(timeout_millis=wait_ms)
@@ -83,7 +84,9 @@ class PulsarSource:
                 break
             except pulsar.PulsarException as problem:
                 self.reopen()
-                raise RetriableError(f"cannot receive from {self._topic}: {problem}", code="broker_unavailable") from problem
+                raise RetriableError(
+                    f"cannot receive from {self._topic}: {problem}", code="broker_unavailable"
+                ) from problem
             ts_received = ts_received or time.time_ns()
             data = raw.data()
             received.append(Message(data, raw.publish_timestamp() * _MILLISECOND_NS, ts_received))
@@ -127,7 +130,9 @@ class PulsarSource:
                     f"cannot subscribe to {self._topic}: broker unreachable or token refused", code="broker_unavailable"
                 ) from problem
             except pulsar.PulsarException as problem:
-                raise RetriableError(f"cannot subscribe to {self._topic}: {problem}", code="broker_unavailable") from problem
+                raise RetriableError(
+                    f"cannot subscribe to {self._topic}: {problem}", code="broker_unavailable"
+                ) from problem
         return self._consumer
 
 

@@ -30,6 +30,10 @@ _CLUSTER_NS: Final = 60_000_000_000
 Checkpoint = Callable[[str], None]
 
 
+def reach_nothing(_point: str) -> None:
+    """Do nothing at a named point; tests end the process there instead."""
+
+
 class Extras(msgspec.Struct, forbid_unknown_fields=True):
     """What a batch row keeps beside its ticks, so that state and output can be folded again from it.
 
@@ -116,7 +120,9 @@ def _replay(state: PartitionState, ticks: Ticks, extras: Extras, reference: Refe
 
 def pack_snapshot(state: PartitionState, slots: Slots) -> bytes:
     """Write the state of a partition so that `load_state` need not read all batches."""
-    return msgspec.msgpack.encode(_Snapshot(state.identities.dump(), slots.pack_screen_state(state.screen), state.statuses))
+    return msgspec.msgpack.encode(
+        _Snapshot(state.identities.dump(), slots.pack_screen_state(state.screen), state.statuses)
+    )
 
 
 def read_extras(data: bytes) -> Extras:
@@ -128,7 +134,10 @@ def find_stored(position_id: int, reference: Reference, wanted: Identities) -> l
     """Look up events by identity: in stored ticks of their time, then in the quarantine, then among upstream events."""
     found: dict[tuple[int, int, int, int], Stored] = {}
     keys = list(
-        zip(*(column.tolist() for column in (wanted.source_id, wanted.channel, wanted.session, wanted.sequence)), strict=True)
+        zip(
+            *(column.tolist() for column in (wanted.source_id, wanted.channel, wanted.session, wanted.sequence)),
+            strict=True,
+        )
     )
     for low, high in _clusters(sorted(ts for ts in wanted.ts_event.tolist() if ts > 0)):
         found.update(_stored_ticks(keys, low, high))
@@ -177,7 +186,9 @@ def _stored_ticks(keys: Sequence[tuple[int, ...]], low: int, high: int) -> dict[
     return found
 
 
-def _quarantined(position_id: int, reference: Reference, keys: Sequence[tuple[int, ...]]) -> dict[tuple[int, int, int, int], Stored]:
+def _quarantined(
+    position_id: int, reference: Reference, keys: Sequence[tuple[int, ...]]
+) -> dict[tuple[int, int, int, int], Stored]:
     codes = {code: facts.id for code, facts in reference.sources.items()}
     with connection.cursor() as cursor:
         cursor.execute(
@@ -209,7 +220,11 @@ def _upstream_events(keys: Sequence[tuple[int, ...]]) -> dict[tuple[int, int, in
 
 
 def record(
-    outcome: Outcome, facts: BatchFacts, snapshot: bytes, now_ns: Callable[[], int], reached: Checkpoint = lambda point: None
+    outcome: Outcome,
+    facts: BatchFacts,
+    snapshot: bytes,
+    now_ns: Callable[[], int],
+    reached: Checkpoint = reach_nothing,
 ) -> int:
     """Store a batch in one transaction and give its id; FencedError when the lease or the position has moved on.
 
@@ -258,7 +273,9 @@ def _insert_refused(outcome: Outcome, facts: BatchFacts, batch_id: int) -> None:
     if facts.released:
         _settle_released(items, facts.released, batch_id)
     else:
-        QuarantinedEvent.objects.bulk_create([_quarantine_row(item, state, facts, batch_id) for item, state in items], batch_size=1000)
+        QuarantinedEvent.objects.bulk_create(
+            [_quarantine_row(item, state, facts, batch_id) for item, state in items], batch_size=1000
+        )
 
 
 def _quarantine_row(item: Refused, state: str, facts: BatchFacts, batch_id: int) -> QuarantinedEvent:
@@ -291,7 +308,10 @@ def _settle_released(items: Sequence[tuple[Refused, str]], released: Sequence[in
     refused_again = {released[item.rejection.message]: (item, state) for item, state in items}
     for pk, (item, state) in refused_again.items():
         QuarantinedEvent.objects.filter(pk=pk).update(
-            state=state, code=item.rejection.code, detail=_storable(item.rejection.detail, 400), updated_at=timezone.now()
+            state=state,
+            code=item.rejection.code,
+            detail=_storable(item.rejection.detail, 400),
+            updated_at=timezone.now(),
         )
     QuarantinedEvent.objects.filter(pk__in=[pk for pk in released if pk not in refused_again]).update(
         state=QuarantinedEvent.State.RELEASED, released_batch_id=batch_id, updated_at=timezone.now()

@@ -87,7 +87,9 @@ def _sign_codes(ticks: Ticks, reference: Reference) -> npt.NDArray[np.uint8]:
     return codes
 
 
-def _judge_crossed(ticks: Ticks, reference: Reference, codes: npt.NDArray[np.uint8], flags: npt.NDArray[np.uint32]) -> None:
+def _judge_crossed(
+    ticks: Ticks, reference: Reference, codes: npt.NDArray[np.uint8], flags: npt.NDArray[np.uint32]
+) -> None:
     touching = np.flatnonzero((ticks.kind == QUOTE) & (ticks.price >= ticks.ask_price) & (codes == 0))
     for at in touching.tolist():
         bid, ask = int(ticks.price[at]), int(ticks.ask_price[at])
@@ -112,7 +114,9 @@ def _judge_times(
             flags[future | ancient] |= FLAG_TIME_UNVERIFIED
 
 
-def _late(ticks: Ticks, passes: Mask, instrument_count: int, state: ScreenState) -> tuple[npt.NDArray[np.intp], ScreenState]:
+def _late(
+    ticks: Ticks, passes: Mask, instrument_count: int, state: ScreenState
+) -> tuple[npt.NDArray[np.intp], ScreenState]:
     """Find ticks older than a newer one of their source and instrument; give the state after the batch."""
     after = dict(state.newest)
     late: list[npt.NDArray[np.intp]] = []
@@ -126,7 +130,9 @@ def _late(ticks: Ticks, passes: Mask, instrument_count: int, state: ScreenState)
     return (np.concatenate(late) if late else np.zeros(0, np.intp)), ScreenState(after)
 
 
-def _older_than_running_maximum(instrument_id: Column, ts_event: Column, newest: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+def _older_than_running_maximum(
+    instrument_id: Column, ts_event: Column, newest: npt.NDArray[np.int64]
+) -> npt.NDArray[np.intp]:
     """Give the positions whose time is below the newest seen so far of their instrument; raises `newest` in place."""
     order = np.argsort(instrument_id, kind="stable")
     ids, times = instrument_id[order], ts_event[order]

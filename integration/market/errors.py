@@ -1,10 +1,10 @@
 """What can go wrong, grouped by what the caller must do. A bad *tick* is a value (`Rejection`), never an exception.
 
-    MarketDataError            code: the metric label, the quarantine column, the API body's "code"
-    ├── SkippableError         this message cannot be read: quarantine it, acknowledge, go on
-    ├── RetriableError         a server is away or busy: back off, do not acknowledge
-    └── FatalError             this process may not go on: exit; the supervisor restarts; start and recovery are one path
-        └── FencedError        another process owns the lease now
+MarketDataError            code: the metric label, the quarantine column, the API body's "code"
+├── SkippableError         this message cannot be read: quarantine it, acknowledge, go on
+├── RetriableError         a server is away or busy: back off, do not acknowledge
+└── FatalError             this process may not go on: exit; the supervisor restarts; start and recovery are one path
+    └── FencedError        another process owns the lease now
 """
 
 from typing import Final

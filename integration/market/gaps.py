@@ -1,6 +1,7 @@
 """Which sequences of a channel never came, judged on the union of all partitions and below their common clock. Pure."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -71,7 +72,9 @@ class GapTracker:
             )
         return tracker
 
-    def _arrive(self, key: tuple[int, int, int], numbers: npt.NDArray[np.int64], partition: int, changes: GapChanges) -> None:
+    def _arrive(
+        self, key: tuple[int, int, int], numbers: npt.NDArray[np.int64], partition: int, changes: GapChanges
+    ) -> None:
         state = self.channels.get(key)
         if state is None:
             state = self.channels[key] = ChannelGaps(int(numbers[0]) - 1, np.zeros(0, np.int64))
@@ -104,7 +107,9 @@ def _advance(state: ChannelGaps) -> None:
     """Move `base` over what has come without a hole."""
     before = state.base
     if len(state.pending):
-        run = int(np.argmin(np.append(state.pending == np.arange(state.base + 1, state.base + 1 + len(state.pending)), False)))
+        run = int(
+            np.argmin(np.append(state.pending == np.arange(state.base + 1, state.base + 1 + len(state.pending)), False))
+        )
         state.base += run
         state.pending = state.pending[run:]
     if state.base != before or not len(state.pending):
@@ -120,7 +125,7 @@ def _fill(key: tuple[int, int, int], state: ChannelGaps, numbers: npt.NDArray[np
             continue
         changes.closed.append((*key, first, last))
         edges = np.r_[first - 1, came, last + 1]
-        rest = [(int(a) + 1, int(b) - 1) for a, b in zip(edges[:-1], edges[1:], strict=True) if b - a > 1]
+        rest = [(int(a) + 1, int(b) - 1) for a, b in pairwise(edges.tolist()) if b - a > 1]
         changes.opened += [(*key, *hole) for hole in rest]
         left += rest
     state.missing = left
@@ -134,7 +139,9 @@ def _by_channel(
     left = np.flatnonzero(channel >= 0)
     while len(left):
         head = left[0]
-        same = (source_id[left] == source_id[head]) & (channel[left] == channel[head]) & (session[left] == session[head])
+        same = (
+            (source_id[left] == source_id[head]) & (channel[left] == channel[head]) & (session[left] == session[head])
+        )
         key = (int(source_id[head]), int(channel[head]), int(session[head]))
         found.append((key, _ascending(sequence[left[same]])))
         left = left[~same]

@@ -96,7 +96,11 @@ class Identities:
     def take(self, selection: Column) -> "Identities":
         """Give the selected events."""
         return Identities(
-            self.source_id[selection], self.channel[selection], self.session[selection], self.sequence[selection], self.ts_event[selection]
+            self.source_id[selection],
+            self.channel[selection],
+            self.session[selection],
+            self.sequence[selection],
+            self.ts_event[selection],
         )
 
 
@@ -199,7 +203,11 @@ def _groups(events: Identities) -> list[_Group]:
     while len(left):
         head = left[0]
         source_id, channel, session = int(events.source_id[head]), int(events.channel[head]), int(events.session[head])
-        same = (events.source_id[left] == source_id) & (events.channel[left] == channel) & (events.session[left] == session)
+        same = (
+            (events.source_id[left] == source_id)
+            & (events.channel[left] == channel)
+            & (events.session[left] == session)
+        )
         groups.append(_Group(source_id, channel, session, left[same]))
         left = left[~same]
     return groups

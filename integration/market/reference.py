@@ -80,7 +80,11 @@ class Reference:
         venues = tuple(sorted({facts.venue for facts in self.instruments.values()}))
         columns = np.zeros(size, np.bool_), np.zeros(size, np.bool_), np.full(size, -1, np.int32)
         for id_, facts in self.instruments.items():
-            columns[0][id_], columns[1][id_], columns[2][id_] = facts.allows_negative, facts.is_canary, venues.index(facts.venue)
+            columns[0][id_], columns[1][id_], columns[2][id_] = (
+                facts.allows_negative,
+                facts.is_canary,
+                venues.index(facts.venue),
+            )
         for name, value in zip(("allows_negative", "canary", "venue_index"), columns, strict=True):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "venues", venues)
@@ -102,7 +106,9 @@ class Reference:
                 return span.instrument_id
         return UNKNOWN_INSTRUMENT_ID
 
-    def resolve_column(self, texts: Sequence[str], which: npt.NDArray[np.int32], ts_event: Column) -> npt.NDArray[np.int32]:
+    def resolve_column(
+        self, texts: Sequence[str], which: npt.NDArray[np.int32], ts_event: Column
+    ) -> npt.NDArray[np.int32]:
         """Resolve many events: event i names `texts[which[i]]` at `ts_event[i]`.
 
         A text with one span that covers the whole batch costs one look-up; the others are resolved event by event.
@@ -123,7 +129,9 @@ class Reference:
             resolved[at] = self.resolve(texts[which[at]], int(ts_event[at]))
         return resolved
 
-    def session_dates(self, instrument_id: npt.NDArray[np.int32], ts_event: Column) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    def session_dates(
+        self, instrument_id: npt.NDArray[np.int32], ts_event: Column
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Give each event's trading day (days since 1970) and whether its venue is open then.
 
         A venue without a known calendar gives the UTC date and "not open".

@@ -30,8 +30,12 @@ class Command(BaseCommand):
     help = "Consume normalized market data from Pulsar into PostgreSQL, exactly once. Start more processes to share the partitions."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--topic", action="append", help="Only this subscribed topic; may be repeated. Default: all subscriptions.")
-        parser.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}", help="Consumer name at the broker; unique.")
+        parser.add_argument(
+            "--topic", action="append", help="Only this subscribed topic; may be repeated. Default: all subscriptions."
+        )
+        parser.add_argument(
+            "--name", default=f"{socket.gethostname()}-{os.getpid()}", help="Consumer name at the broker; unique."
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         stop = threading.Event()
@@ -39,7 +43,9 @@ class Command(BaseCommand):
             signal.signal(number, lambda *_: stop.set())
         client = pulsar_client(settings.PULSAR_URL, settings.PULSAR_TOKEN)
         workers = build_workers(client, self._topics(options["topic"]), options["name"], stop)
-        threads = [threading.Thread(target=_run, args=(worker, stop), name=worker.partition, daemon=True) for worker in workers]
+        threads = [
+            threading.Thread(target=_run, args=(worker, stop), name=worker.partition, daemon=True) for worker in workers
+        ]
         canary = CanarySender(client, stop)
         # What is loaded now stays; the collector need not look at it again.
         gc.freeze()
@@ -61,7 +67,9 @@ class Command(BaseCommand):
         return found
 
 
-def build_workers(client: Any, subscriptions: Sequence[Subscription], name: str, stop: threading.Event) -> list[PartitionWorker]:
+def build_workers(
+    client: Any, subscriptions: Sequence[Subscription], name: str, stop: threading.Event
+) -> list[PartitionWorker]:
     """Make a worker for every partition of the subscribed topics."""
     slots = import_string(settings.TICK_PIPELINE)()
     references = ReferenceCache()

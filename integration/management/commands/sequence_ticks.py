@@ -19,7 +19,9 @@ class Command(BaseCommand):
     help = "Number committed batches, build bars and publish them. Start a second one as a standby: it takes over by itself."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}", help="Name shown as the lease's holder.")
+        parser.add_argument(
+            "--name", default=f"{socket.gethostname()}-{os.getpid()}", help="Name shown as the lease's holder."
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         stop = threading.Event()

@@ -1,5 +1,7 @@
 """Identities: exact over any order, repeats and memory limits; changed by `adopt` alone."""
 
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,15 +12,19 @@ from integration.market.identity import JUMP, KNOWN, NEW, UNSURE, Identities, Kn
 from integration.market.ticks import UNNUMBERED, UNREADABLE
 
 Event = tuple[int, int, int, int, int]
-event = st.tuples(st.integers(1, 2), st.sampled_from([0, 3, UNNUMBERED]), st.integers(0, 1), st.integers(1, 40), st.integers(0, 9)).map(
-    lambda e: e if e[1] != UNNUMBERED else (e[0], UNNUMBERED, UNNUMBERED, e[3], e[4])
-)
+event = st.tuples(
+    st.integers(1, 2), st.sampled_from([0, 3, UNNUMBERED]), st.integers(0, 1), st.integers(1, 40), st.integers(0, 9)
+).map(lambda e: e if e[1] != UNNUMBERED else (e[0], UNNUMBERED, UNNUMBERED, e[3], e[4]))
 
 
 def columns(events: list[Event]) -> Identities:
     array = np.array(events, np.int64).reshape(-1, 5)
     return Identities(
-        array[:, 0].astype(np.int32), array[:, 1].astype(np.int32), array[:, 2].copy(), array[:, 3].copy(), array[:, 4].copy()
+        array[:, 0].astype(np.int32),
+        array[:, 1].astype(np.int32),
+        array[:, 2].copy(),
+        array[:, 3].copy(),
+        array[:, 4].copy(),
     )
 
 
@@ -46,7 +52,9 @@ def test_judging_changes_nothing() -> None:
 
 
 def test_a_repeat_inside_a_batch_points_at_its_first() -> None:
-    judged, first = KnownIdentities().judge(columns([(1, 0, 0, 7, 0), (2, 0, 0, 7, 0), (1, 0, 0, 3, 0), (1, 0, 0, 7, 0)]), {})
+    judged, first = KnownIdentities().judge(
+        columns([(1, 0, 0, 7, 0), (2, 0, 0, 7, 0), (1, 0, 0, 3, 0), (1, 0, 0, 7, 0)]), {}
+    )
     assert judged.tolist() == [NEW, NEW, NEW, KNOWN]
     assert first.tolist() == [0, 1, 2, 0]
 
@@ -80,9 +88,17 @@ def test_sequences_that_left_memory_are_unsure_and_the_rest_stays_exact(monkeypa
 def test_hashes_that_left_memory_are_unsure_by_event_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "MAX_HASHES", 2)
     known = KnownIdentities()
-    known.adopt(columns([(1, UNNUMBERED, UNNUMBERED, digest, ts) for digest, ts in ((11, 100), (12, 300), (13, 200), (14, 400))]))
+    known.adopt(
+        columns(
+            [(1, UNNUMBERED, UNNUMBERED, digest, ts) for digest, ts in ((11, 100), (12, 300), (13, 200), (14, 400))]
+        )
+    )
     unnumbered = (1, UNNUMBERED, UNNUMBERED)
-    assert verdicts(known, [(*unnumbered, 11, 100), (*unnumbered, 99, 301), (*unnumbered, 14, 400)]) == [UNSURE, NEW, KNOWN]
+    assert verdicts(known, [(*unnumbered, 11, 100), (*unnumbered, 99, 301), (*unnumbered, 14, 400)]) == [
+        UNSURE,
+        NEW,
+        KNOWN,
+    ]
 
 
 def test_unreadable_bytes_are_known_or_unsure_never_new() -> None:
@@ -99,4 +115,4 @@ def test_equal_states_have_equal_bytes_and_foreign_bytes_are_refused() -> None:
     b.adopt(columns([(1, 0, 0, 5, 0)]))
     assert a.dump() == b.dump()
     with pytest.raises(ValueError, match="snapshot"):
-        KnownIdentities.load(identity.zlib.compress(b"NOPE" + bytes(16)))
+        KnownIdentities.load(zlib.compress(b"NOPE" + bytes(16)))
