@@ -168,7 +168,7 @@ class SubscriptionAdmin(DecisionMixin, ReadOnlyAdmin):
         # On the rows, not on this object: one admin serves all threads.
         flows = selectors.partition_flows(time.time_ns())
         for subscription in changelist.result_list:
-            subscription.flows = [flow for flow in flows if flow.subscription_id == subscription.pk]
+            vars(subscription)["flows"] = [flow for flow in flows if flow.subscription_id == subscription.pk]
         return changelist
 
     def panel(self, obj: Subscription) -> dict[str, Any]:
@@ -192,10 +192,10 @@ class SubscriptionAdmin(DecisionMixin, ReadOnlyAdmin):
         }
 
     def _of(self, subscription: Subscription) -> list[selectors.PartitionFlow]:
-        if not hasattr(subscription, "flows"):
+        if "flows" not in vars(subscription):
             flows = selectors.partition_flows(time.time_ns())
-            subscription.flows = [flow for flow in flows if flow.subscription_id == subscription.pk]
-        return list(subscription.flows)
+            vars(subscription)["flows"] = [flow for flow in flows if flow.subscription_id == subscription.pk]
+        return list(vars(subscription)["flows"])
 
     @display(description="Topic", ordering="topic")
     def topic_short(self, subscription: Subscription) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 from functools import lru_cache
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final
 
 import iso4217
 import iso10383
@@ -34,7 +34,7 @@ class GuardedForm(forms.ModelForm):  # type: ignore[type-arg]  # stubs: generic 
             self.fields["row_version"].initial = fingerprint(self.instance)
 
     def clean(self) -> dict[str, Any]:
-        cleaned = cast("dict[str, Any]", super().clean() or self.cleaned_data)
+        cleaned = super().clean() or self.cleaned_data
         if self.instance.pk and cleaned.get("row_version"):
             # Locked until the admin's transaction ends: the row cannot change between this look and the save.
             now = self._meta.model.objects.select_for_update().filter(pk=self.instance.pk).first()
@@ -180,7 +180,7 @@ class ListingForm(forms.ModelForm):  # type: ignore[type-arg]  # see GuardedForm
         return code
 
     def clean(self) -> dict[str, Any]:
-        cleaned = cast("dict[str, Any]", super().clean() or self.cleaned_data)
+        cleaned = super().clean() or self.cleaned_data
         for name in ("price_unit", "tick_size"):
             number = cleaned.get(name)
             if number is not None and number <= 0:

@@ -277,17 +277,17 @@ def retention(_key: str) -> None:
         (days.retention_job_days, _old_alerts),
     ):
         if keep:
-            deleted = _delete_in_pieces(lambda rows=rows, keep=keep: rows(now - timedelta(days=keep)))
+            deleted = _delete_in_pieces(rows, now - timedelta(days=keep))
             log.info("retention", rows=rows.__name__.removeprefix("_old_"), deleted=deleted, older_than_days=keep)
 
 
-def _delete_in_pieces(rows: Callable[[], QuerySet[Any]]) -> int:
+def _delete_in_pieces(rows: Callable[[datetime], QuerySet[Any]], before: datetime) -> int:
     total = 0
     for _ in range(_CHUNKS_PER_RUN):
-        ids = list(rows().order_by("pk").values_list("pk", flat=True)[:_CHUNK])
+        ids = list(rows(before).order_by("pk").values_list("pk", flat=True)[:_CHUNK])
         if not ids:
             break
-        rows().filter(pk__in=ids).delete()
+        rows(before).filter(pk__in=ids).delete()
         total += len(ids)
     return total
 

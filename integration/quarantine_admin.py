@@ -243,7 +243,8 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
             "chosen_code": request.GET.get("code", ""),
             "may_operate": self.has_operate_permission(request),
         }
-        return super().changelist_view(request, {**(extra_context or {}), **context})
+        response: HttpResponse = super().changelist_view(request, {**(extra_context or {}), **context})
+        return response
 
     def changeform_view(
         self,
@@ -265,7 +266,10 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
                 "alias_url": alias_url(event.instrument) if event.state == State.PARKED and event.instrument else "",
                 "title": f"{event.code} #{event.pk}",
             }
-        return super().changeform_view(request, object_id, form_url, {**(extra_context or {}), **context})
+        response: HttpResponse = super().changeform_view(
+            request, object_id, form_url, {**(extra_context or {}), **context}
+        )
+        return response
 
     def get_urls(self) -> list[URLPattern]:
         wrap = self.admin_site.admin_view

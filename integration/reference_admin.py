@@ -151,7 +151,8 @@ class InstrumentAdmin(ModelAdmin):  # type: ignore[misc]
                 {"row": row, "time": moment_text(row.ts_event), "source": sources.get(row.source_id, "–")}
                 for row in selectors.newest_ticks(int(object_id))
             ]
-        return super().changeform_view(request, object_id, form_url, extra)
+        response: HttpResponse = super().changeform_view(request, object_id, form_url, extra)
+        return response
 
 
 @admin.register(InstrumentAlias)
@@ -183,7 +184,8 @@ class InstrumentAliasAdmin(ModelAdmin):  # type: ignore[misc]
             new = {"alias": value, "scheme": scheme}
             extra["new_instrument_url"] = f"{reverse('admin:integration_instrument_add')}?{urlencode(new)}"
             extra["oldest_event"] = moment_text(selectors.oldest_parked_event(text))
-        return super().changeform_view(request, object_id, form_url, extra)
+        response: HttpResponse = super().changeform_view(request, object_id, form_url, extra)
+        return response
 
 
 class BindingInline(TabularInline):  # type: ignore[misc]

@@ -255,7 +255,7 @@ def _newest(model: type[_Tick], table: str, instrument_id: int, limit: int) -> S
     starts = list(begun.values_list("start", flat=True)[:_TICK_SLICES])
     if not starts:
         return []
-    found = model.objects.filter(instrument_id=instrument_id, ts_event__gte=starts[-1])
+    found = model._default_manager.filter(instrument_id=instrument_id, ts_event__gte=starts[-1])  # noqa: SLF001 - documented
     return list(found.order_by("-ts_event")[:limit])
 
 

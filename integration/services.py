@@ -184,7 +184,7 @@ def ensure_operators(*, operator_password: str) -> None:
 
 def _audit(actor: AbstractBaseUser, objects: QuerySet[Any], message: str, *, count: int = 1) -> None:
     if count <= _AUDITED_ONE_BY_ONE:
-        LogEntry.objects.log_actions(actor.pk, objects, CHANGE, message, single_object=count == 1)
+        LogEntry.objects.log_actions(actor.pk, objects, CHANGE, message)
         return
     model: type[models.Model] = objects.model
     LogEntry.objects.create(
