@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 STEP_S: Final = 0.01
 HELD_UP: Final = NANOS  # behind schedule by more, the feed goes on from now instead of catching up
 WINDOW: Final = 8_000  # messages in flight, well below the client's queue
+FLUSH_S: Final = 5.0  # at the end; the supervisor waits ten for all its children
 _CHUNK: Final = 2_000  # events of an unpaced step
 _LONGEST_PAUSE_S: Final = 5.0
 _KINDS: Final = {TRADE: "trade", QUOTE: "quote", STATUS: "status"}
@@ -194,7 +195,7 @@ class Feeder:
     def _finish(self) -> None:
         if self.link.is_connected:
             self._send(self.stream.closing())
-            self.link.flush(deadline_s=5)
+            self.link.flush(FLUSH_S)
         if self.link.unconfirmed:
             logger.error("feed ends with %s messages unconfirmed", self.link.unconfirmed)
         self.link.close()

@@ -21,7 +21,7 @@ def reference() -> Reference:
         {text: (AliasSpan(0, FOREVER, number),) for number, one in numbered for text in (one.ticker, one.text)},
         {one.code: SourceFacts(number, frozenset(one.asset_classes)) for number, one in enumerate(SOURCES, 1)},
         {
-            number: InstrumentFacts(number, one.mic, frozenset({one.currency}), one.allows_negative)
+            number: InstrumentFacts(number, one.mic, frozenset({one.currency}), allows_negative=one.allows_negative)
             for number, one in numbered
         },
         {venue.mic: session_table("24/7", last_year=2030) for venue in VENUES},

@@ -28,7 +28,11 @@ def test_every_instrument_can_be_resolved_by_what_the_feed_writes() -> None:
     for one in INSTRUMENTS:
         facts = compiled.instruments[compiled.resolve(one.text, NOW)]
         assert facts.id == compiled.resolve(one.ticker, NOW)
-        assert (facts.venue, facts.currencies, facts.allows_negative) == (one.mic, {"USD"}, one.allows_negative)
+        assert (facts.venue, facts.currencies, facts.allows_negative) == (
+            one.mic,
+            frozenset({"USD"}),
+            one.allows_negative,
+        )
         assert settings.NORMALIZED_TOPICS[one.asset_class] in compiled.sources[one.source].topics
         if one.isin:
             assert compiled.resolve(f"ISIN:{one.isin}", NOW) == facts.id

@@ -16,6 +16,7 @@ from typing import Any
 import pulsar
 import pytest
 
+from integration.demo import feeder as feeder_module
 from integration.demo.catalogue import ASSET_CLASSES
 from integration.demo.events import Options
 from integration.demo.feeder import WINDOW, Feeder
@@ -184,6 +185,22 @@ def test_while_the_broker_is_away_nothing_is_made_and_afterwards_times_are_now(
     assert feed.stream.shift > NANOS
     assert feed.report()["unconfirmed"] == 0
     compare(feed.report(), pulsar_namespace)
+
+
+def test_with_too_much_in_flight_it_waits_and_at_the_end_says_what_is_unconfirmed(
+    pulsar_namespace: PulsarNamespace,
+    history: History,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feeder_module, "FLUSH_S", 0.1)
+    link = link_to(pulsar_namespace)
+    link.sent = WINDOW  # as if none of them had been answered
+    feed = feeder(link, history, seconds=0.3)
+    feed.run()
+    assert feed.report()["events"] == 0
+    assert feed.report()["unconfirmed"] == WINDOW
+    assert f"feed ends with {WINDOW} messages unconfirmed" in caplog.text
 
 
 def test_what_the_client_gives_up_is_sent_again(pulsar_namespace: PulsarNamespace) -> None:
