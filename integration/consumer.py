@@ -4,7 +4,7 @@
 |---|---|
 | `RetriableError`, the database is away | forget the state, back off, try the same messages again; nothing is acknowledged |
 | `FencedError` | forget the state, give the messages back: another process owns the partition |
-| anything else, from one message | that message is quarantined as `internal`; its neighbours flow |
+| anything else, from one message or release | that event is quarantined as `internal`; its neighbours flow |
 """
 
 import threading
@@ -16,18 +16,19 @@ from typing import Final
 
 import numpy as np
 import structlog
+from django.db import DataError, IntegrityError, connection
 from django.db import Error as DatabaseError
-from django.db import connection
 
 from integration import lease as leases
 from integration import metrics, storage
 from integration.lease import HeldLease
 from integration.market import errors
 from integration.market.errors import FencedError, RetriableError
-from integration.market.ticks import UNREADABLE, Decoded, Message, Rejection, Ticks
+from integration.market.ticks import QUOTE, TRADE, UNREADABLE, Decoded, Mask, Message, Rejection, Ticks
 from integration.models import Position, QuarantinedEvent, Subscription
 from integration.pipeline import Outcome, PartitionState, Request, Slots, adopt, process
 from integration.poison import InFlight, find_poison
+from integration.reasons import NOT_RELEASABLE
 from integration.reference import ReferenceCache
 from integration.slices import SliceMap
 from integration.sources import TickSource
@@ -45,7 +46,6 @@ _WAIT_S: Final = 0.2
 _CHECK_EVERY_S: Final = 1.0
 _RELEASE_ROWS: Final = 1_000
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-NOT_RELEASABLE: Final = frozenset({errors.CONFLICT})
 
 
 @dataclass(slots=True)
@@ -178,11 +178,14 @@ class PartitionWorker:
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def _consume(self, messages: list[Message]) -> None:
-        if self.in_flight.begin(messages):
-            self._consume_suspects(messages)
-        else:
-            self._consume_or_split(messages, self.slots)
-        self.in_flight.done()
+        try:
+            if self.in_flight.begin(messages):
+                self._consume_suspects(messages)
+            else:
+                self._consume_or_split(messages, self.slots)
+        finally:
+            # An exception is an answer too; only a sudden death leaves the note behind.
+            self.in_flight.done()
 
     def _consume_suspects(self, messages: list[Message]) -> None:
         """These messages ended earlier processes: find which, store the good ones, quarantine the bad ones, in order."""
@@ -196,9 +199,9 @@ class PartitionWorker:
         """Process and store; when a stage of ours raises, find the message it raises for and quarantine that alone."""
         try:
             self._store(messages, self._request(messages), slots)
-        except (RetriableError, FencedError, DatabaseError):
-            raise
         except Exception as problem:
+            if _is_not_of_the_data(problem):
+                raise
             log.exception("a stage failed", partition=self.partition, messages=len(messages))
             half = len(messages) // 2
             if half == 0:
@@ -226,9 +229,9 @@ class PartitionWorker:
             owned.state,
             slots,
             lambda wanted: storage.find_stored(owned.position.pk, request.reference, wanted),
+            self._unroutable,
         )
         processed = time.perf_counter()
-        self._make_slices(outcome.ticks)
         facts = BatchFacts(
             position_id=owned.position.pk,
             number=owned.position.number + 1,
@@ -258,11 +261,15 @@ class PartitionWorker:
         owned.position.number, owned.position.clock = facts.number, facts.clock
         owned.snapshot_number = facts.number - 1 if snapshot else owned.snapshot_number
 
-    def _make_slices(self, ticks: Ticks) -> None:
-        for slices, kind in zip(self.slices, (1, 2), strict=True):
-            times = ticks.ts_event[ticks.kind == kind]
-            if len(times):
-                slices.ensure(times)
+    def _unroutable(self, ticks: Ticks) -> Mask:
+        """Make the slices that ticks need; true for those that got none."""
+        mask = np.zeros(len(ticks), np.bool_)
+        for slices, kind in zip(self.slices, (TRADE, QUOTE), strict=True):
+            here = np.flatnonzero(ticks.kind == kind)
+            if len(here):
+                times = ticks.ts_event[here]
+                mask[here] = np.isin(times, slices.ensure(times))
+        return mask
 
     def _count(self, outcome: Outcome, seconds: dict[str, float]) -> None:
         metrics.record_batch(
@@ -350,13 +357,37 @@ class PartitionWorker:
         owned.state.lanes.discard((source, instrument))
 
     def _release(self, rows: list[QuarantinedEvent], waived: frozenset[str]) -> None:
+        """Release events; one for which a stage of ours raises goes back to the quarantine alone."""
+        try:
+            self._release_with(self.slots, rows, waived)
+        except Exception as problem:
+            if _is_not_of_the_data(problem):
+                raise
+            log.exception("a stage failed on a release", partition=self.partition, events=len(rows))
+            half = len(rows) // 2
+            if half == 0:
+                self._release_with(
+                    self._rejecting(errors.INTERNAL, f"{type(problem).__name__}: {problem}"), rows, waived
+                )
+                return
+            self._release(rows[:half], waived)
+            self._release(rows[half:], waived)
+
+    def _release_with(self, slots: Slots, rows: list[QuarantinedEvent], waived: frozenset[str]) -> None:
         messages = [Message(bytes(row.raw), row.ts_publish, row.ts_received) for row in rows]
         request = Request(self.topic, messages, self.references.current(), is_release=True, waived=waived)
-        outcome = self._store(messages, request, self.slots, tuple(row.pk for row in rows))
+        outcome = self._store(messages, request, slots, tuple(row.pk for row in rows))
         log.info(
             "released", partition=self.partition, events=len(rows), stored=len(outcome.ticks), refused=len(outcome.refused),
             parked=len(outcome.parked), duplicates=outcome.duplicate_count,
         )  # fmt: skip
+
+
+def _is_not_of_the_data(problem: Exception) -> bool:
+    """Whether to back off and try the same again: no event is to blame. A value that PostgreSQL refuses is the event's."""
+    if isinstance(problem, (DataError, IntegrityError)):
+        return False
+    return isinstance(problem, (RetriableError, FencedError, DatabaseError))
 
 
 def _runs(count: int, bad: set[int]) -> list[list[int]]:

@@ -75,6 +75,8 @@ class StoredBytes:
 
 Stored = StoredTick | StoredBytes | None
 FindStored = Callable[[Identities], list[Stored]]
+# Tells the ticks that no table can be made for.
+Route = Callable[[Ticks], npt.NDArray[np.bool_]]
 
 
 @dataclass(slots=True)
@@ -136,7 +138,14 @@ class Request:
     waived: frozenset[str] = frozenset()
 
 
-def process(request: Request, state: PartitionState, slots: Slots, find_stored: FindStored) -> Outcome:
+def all_routable(ticks: Ticks) -> npt.NDArray[np.bool_]:
+    """Say of every tick that there is a table for it."""
+    return np.zeros(len(ticks), np.bool_)
+
+
+def process(
+    request: Request, state: PartitionState, slots: Slots, find_stored: FindStored, route: Route = all_routable
+) -> Outcome:
     """Take the messages of one partition, in order, to what must be stored. Changes neither `state` nor the messages.
 
     Raises nothing for a bad event. Cost grows with the number of columns, not of events, unless events are bad.
@@ -146,6 +155,7 @@ def process(request: Request, state: PartitionState, slots: Slots, find_stored: 
     flow.resolve_instruments()
     flow.identify(find_stored)
     flow.screen()
+    flow.route(route)
     return flow.outcome()
 
 
@@ -454,6 +464,11 @@ class _Flow:
 
     def _screen_detail(self, code: str) -> Callable[[int], str]:
         return lambda at: self.slots.screen_detail(self.ticks, at, code)
+
+    def route(self, route: Route) -> None:
+        """Refuse ticks that no table can be made for."""
+        nowhere = np.flatnonzero(route(self.ticks)) if len(self.ticks) else np.zeros(0, np.intp)
+        self._leave(nowhere, errors.UNROUTABLE, lambda _: "no slice can be made for its time", self.refused)
 
     def _flag_halts(self) -> None:
         statuses = _with_statuses(self.state.statuses, self.sides)

@@ -17,6 +17,7 @@ from integration.models import Slice
 NS: Final = 1_000_000_000
 WIDTHS_NS: Final = tuple(seconds * NS for seconds in (10, 60, 300, 900, 3_600, 21_600, 86_400))
 MAX_NEW_SLICES: Final = 64
+_END_OF_TIME: Final = 2**63 - 1
 _RATE_WINDOW_S: Final = 600
 # Any number that no other part of the service locks: "slice" as ASCII.
 _ADVISORY_LOCK: Final = 0x736C696365
@@ -39,7 +40,7 @@ def plan(ts: int, width: int, starts: list[int], ends: list[int]) -> tuple[int, 
         start = max(start, ends[after - 1])
     if after < len(starts):
         end = min(end, starts[after])
-    return start, end
+    return start, min(end, _END_OF_TIME)
 
 
 @dataclass(slots=True)
@@ -93,7 +94,7 @@ class SliceMap:
                 left = left[left >= end]
             # Live data moves into the slice behind the newest one: it should find it there.
             newest = self.ends[-1]
-            if missing.max() >= self.starts[-1]:
+            if missing.max() >= self.starts[-1] and newest < _END_OF_TIME - 2 * width:
                 self._create(newest, newest - newest % width + width)
 
     def _create(self, start: int, end: int) -> None:

@@ -19,7 +19,7 @@ from integration.lease import HeldLease
 from integration.market.errors import FencedError
 from integration.market.identity import Identities, KnownIdentities
 from integration.market.reference import Reference
-from integration.market.ticks import QUOTE, TRADE, DeliveredBar, StatusChange, Ticks
+from integration.market.ticks import FLAG_TIME_UNVERIFIED, QUOTE, TRADE, DeliveredBar, StatusChange, Ticks
 from integration.models import Position, QuarantinedEvent, Subscription
 from integration.pipeline import Outcome, PartitionState, Refused, SideEvent, Slots, Stored, StoredBytes, StoredTick
 from integration.rows import LAYOUTS, copy_buffer, copy_statement, pack_payload, unpack_payload
@@ -112,7 +112,9 @@ def _replay(state: PartitionState, ticks: Ticks, extras: Extras, reference: Refe
     others = np.array(extras.identities, np.int64).reshape(-1, 5)
     state.identities.adopt(Identities(*(others[:, column] for column in range(5))))
     if len(ticks):
-        state.screen = slots.screen(ticks, reference, state.screen, trust_time=False).state
+        # As it was judged then: a time that was not verified moved the state, one that was released did not.
+        trust_time = not (ticks.flags & np.uint32(FLAG_TIME_UNVERIFIED)).any()
+        state.screen = slots.screen(ticks, reference, state.screen, trust_time=trust_time).state
     for instrument_id, ts, status in extras.statuses:
         changes = (*state.statuses.get(instrument_id, ()), (ts, status))
         state.statuses[instrument_id] = tuple(sorted(changes))[-16:]
@@ -238,8 +240,9 @@ def record(
         _insert_refused(outcome, facts, batch_id)
         _insert_sides(cursor, outcome.sides, batch_id)
         with binary_cursor() as binary:
-            _insert_batch(binary, outcome, facts, batch_id, now_ns())
+            # Before the batch row: who has lost the partition must hear so, not of a batch number given twice.
             _move_position(binary, outcome, facts, snapshot)
+            _insert_batch(binary, outcome, facts, batch_id, now_ns())
         leases.confirm(facts.lease)
         reached("before_commit")
     reached("after_commit")
@@ -271,11 +274,10 @@ def _insert_refused(outcome: Outcome, facts: BatchFacts, batch_id: int) -> None:
     for code in sorted({item.rejection.code for item, _ in items}):
         jobs.enqueue(kind="notify_quarantine", key=code)
     if facts.released:
-        _settle_released(items, facts.released, batch_id)
-    else:
-        QuarantinedEvent.objects.bulk_create(
-            [_quarantine_row(item, state, facts, batch_id) for item, state in items], batch_size=1000
-        )
+        items = _settle_released(items, facts.released, batch_id)
+    QuarantinedEvent.objects.bulk_create(
+        [_quarantine_row(item, state, facts, batch_id) for item, state in items], batch_size=1000
+    )
 
 
 def _quarantine_row(item: Refused, state: str, facts: BatchFacts, batch_id: int) -> QuarantinedEvent:
@@ -303,19 +305,32 @@ def _storable(text: str, limit: int) -> str:
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[:limit]
 
 
-def _settle_released(items: Sequence[tuple[Refused, str]], released: Sequence[int], batch_id: int) -> None:
-    """Mark what a release let through, and write the new reason on what it did not."""
-    refused_again = {released[item.rejection.message]: (item, state) for item, state in items}
-    for pk, (item, state) in refused_again.items():
+def _settle_released(
+    items: Sequence[tuple[Refused, str]], released: Sequence[int], batch_id: int
+) -> list[tuple[Refused, str]]:
+    """Mark what a release let through, write the new reason on what it did not, and give what needs a row of its own.
+
+    A whole stream that is released may have single rows refused: each is an event by itself from then on.
+    """
+    again = {released[item.rejection.message] for item, _ in items}
+    raws = dict(QuarantinedEvent.objects.filter(pk__in=again).values_list("pk", "raw"))
+    parts: list[tuple[Refused, str]] = []
+    for item, state in items:
+        pk = released[item.rejection.message]
+        if bytes(raws[pk]) != item.raw:
+            parts.append((item, state))
+            again.discard(pk)
+            continue
         QuarantinedEvent.objects.filter(pk=pk).update(
             state=state,
             code=item.rejection.code,
             detail=_storable(item.rejection.detail, 400),
             updated_at=timezone.now(),
         )
-    QuarantinedEvent.objects.filter(pk__in=[pk for pk in released if pk not in refused_again]).update(
+    QuarantinedEvent.objects.filter(pk__in=[pk for pk in released if pk not in again]).update(
         state=QuarantinedEvent.State.RELEASED, released_batch_id=batch_id, updated_at=timezone.now()
     )
+    return parts
 
 
 def _insert_sides(cursor: Any, sides: Sequence[SideEvent], batch_id: int) -> None:
