@@ -1,5 +1,6 @@
 """Where messages come from: the `TickSource` port, Apache Pulsar behind it, and the fake in memory that tests and replays use."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
@@ -12,6 +13,8 @@ _RECEIVER_QUEUE: Final = 5_000
 # Memory of one batch stays bounded whatever the size of the messages.
 _BATCH_BYTES: Final = 16 * 1024 * 1024
 _MILLISECOND_NS: Final = 1_000_000
+_FEW: Final = 32
+_LINGER_S: Final = 0.008
 
 
 class TickSource(Protocol):
@@ -70,29 +73,33 @@ class PulsarSource:
         self._stopped: list[type[Exception]] = []
 
     def receive(self, limit: int, wait_s: float) -> list[Message]:
-        import time
+        received: list[Message] = []
+        self._drain(received, limit, int(wait_s * 1000))
+        if 0 < len(received) < _FEW:
+            # A transaction costs more than this wait for the companions of a lone message; a busy partition never waits.
+            time.sleep(_LINGER_S)
+            self._drain(received, limit, 0)
+        return _with_message_ids(received, self._last)
 
+    def _drain(self, into: list[Message], limit: int, wait_ms: int) -> None:
+        """Wait for a first message, then take what is there; appends to `into`."""
         import pulsar
 
-        consumer = self._open()
-        received: list[Message] = []
-        size, wait_ms, ts_received = 0, max(1, int(wait_s * 1000)), 0
-        while len(received) < limit and size < _BATCH_BYTES:
+        consumer, size = self._open(), 0
+        while len(into) < limit and size < _BATCH_BYTES:
             try:
                 raw = consumer.receive(timeout_millis=wait_ms)
             except pulsar.Timeout:
-                break
+                return
             except pulsar.PulsarException as problem:
                 self.reopen()
                 raise RetriableError(
                     f"cannot receive from {self._topic}: {problem}", code="broker_unavailable"
                 ) from problem
-            ts_received = ts_received or time.time_ns()
             data = raw.data()
-            received.append(Message(data, raw.publish_timestamp() * _MILLISECOND_NS, ts_received))
+            into.append(Message(data, raw.publish_timestamp() * _MILLISECOND_NS, time.time_ns()))
             size += len(data)
             self._last, wait_ms = raw, 0
-        return _with_message_ids(received, self._last)
 
     def acknowledge(self) -> None:
         if self._last is not None:
