@@ -688,10 +688,11 @@ def test_the_day_comes_out_at_the_close_and_again_when_it_is_over() -> None:
     assert last == replace(first, revision=2, is_final=True)
 
 
-def test_volume_after_hours_waits_for_the_end_of_the_day() -> None:
+@pytest.mark.parametrize("ts", [CLOSE, CLOSE + HOUR, MIDNIGHT - 1])
+def test_volume_after_hours_waits_for_the_end_of_the_day(ts: int) -> None:
     rig = day_rig()
     rig.fold([], CLOSE + 2 * SECOND)
-    assert rig.shown([Row(CLOSE + HOUR, 12, 4, conditions=EXTENDED)], CLOSE + HOUR, timeframe="1d") == []
+    assert rig.shown([Row(ts, 12, 4, conditions=EXTENDED)], ts, timeframe="1d") == []
     (last,) = rig.shown([], MIDNIGHT + 2 * SECOND, timeframe="1d")
     assert (last.revision, last.reason, last.volume, last.close, last.is_final) == (2, "late_trade", 7, 10, True)
 
