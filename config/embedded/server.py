@@ -59,7 +59,7 @@ class Server(ABC):
         """Make the roles, databases or topics that we use; repeatable."""
 
     def identity(self) -> str:
-        """Return as whom it runs: "" the present user, "namespace", or a user's name."""
+        """Return as whom it runs: "" the present user, "namespace:UID", or a user's name."""
         return ""
 
     def data_folder(self) -> Path:

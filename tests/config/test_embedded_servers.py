@@ -121,7 +121,7 @@ def test_data_survive_a_kill_and_a_restart(var: Path) -> None:
             connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
         store = redis.Redis.from_url(where.redis_url)
         store.set("kept", "42")
-        store.execute_command("WAITAOF", 1, 0, 5000)
+        store.execute_command("WAITAOF", 1, 0, 5000)  # type: ignore[no-untyped-call]
         for server in running.held.values():
             kill_server(server)
         assert running.faults() == {"postgres": "dead", "valkey": "dead"}

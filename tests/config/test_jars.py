@@ -102,7 +102,7 @@ def test_only_damaged_and_missing_jars_are_fetched_again(lock: Path, repository:
 def test_jar_that_is_another_one_is_refused_by_name(
     lock: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jars.time, "sleep", lambda _: None)
+    monkeypatch.setattr("config.embedded.jars.time.sleep", lambda _: None)
     repository.add("part2", b"somebody else's")
     with pytest.raises(
         EmbeddedServerError, match=r"cannot fetch org\.example:part2:1\.0: its sha256 is not that of jars\.lock"
@@ -111,7 +111,7 @@ def test_jar_that_is_another_one_is_refused_by_name(
 
 
 def test_absent_jar_is_named(lock: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jars.time, "sleep", lambda _: None)
+    monkeypatch.setattr("config.embedded.jars.time.sleep", lambda _: None)
     repository.files.clear()
     with pytest.raises(EmbeddedServerError, match=r"cannot fetch org\.example:part\d:1\.0: .*not found"):
         fetch(lock, repository)

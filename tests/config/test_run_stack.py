@@ -92,7 +92,7 @@ def run_stack(var: Path) -> Iterator[Callable[[int], Stack]]:
 def is_alive(record: Path) -> bool:
     """Return whether the server that a record of the run folder names still runs."""
     pid, born = json.loads(record.read_text())["server"]
-    return start_time(pid) == born
+    return bool(start_time(pid) == born)
 
 
 def get(address: str) -> int:
