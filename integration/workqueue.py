@@ -148,7 +148,7 @@ def _parked_items(now: datetime) -> Iterator[Item]:
 
 def _gap_items(now: datetime) -> Iterator[Item]:
     for source, count, missing, oldest in selectors.open_gaps():
-        url = _list("gap", state="open", source__code=source)
+        url = _list("gap", state__exact="open", q=source)
         yield Item(
             "warning",
             "Gap",
