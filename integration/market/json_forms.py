@@ -253,7 +253,7 @@ def _depth(text: str) -> int:
         if character in "[{":
             depth += 1
             deepest = max(deepest, depth)
-        elif character in "]}":
+        else:
             depth -= 1
     return deepest
 
@@ -270,12 +270,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Keep only keys that occur once: of a key given twice neither value can be believed."""
-    counts: dict[str, int] = {}
-    for key, _ in pairs:
-        counts[key] = counts.get(key, 0) + 1
-    return {key: value for key, value in pairs if counts[key] == 1}
+_AMBIGUOUS: Final = object()
+
+
+def _doubting(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key given twice neither value can be believed; that it is there can."""
+    document: dict[str, Any] = {}
+    for key, value in pairs:
+        document[key] = _AMBIGUOUS if key in document else value
+    return document
 
 
 def _strict_integer(text: str) -> int:
@@ -297,7 +300,7 @@ _STRICT: Final = json.JSONDecoder(
     object_pairs_hook=_unique, parse_int=_strict_integer, parse_float=str, parse_constant=_not_finite
 )
 _LENIENT: Final = json.JSONDecoder(
-    object_pairs_hook=_once, parse_int=_bounded_integer, parse_float=str, parse_constant=lambda _: None
+    object_pairs_hook=_doubting, parse_int=_bounded_integer, parse_float=str, parse_constant=lambda _: None
 )
 
 

@@ -324,11 +324,21 @@ def _number(buffer: Bytes, at: int) -> int:
     end = _digits(buffer, at)
     if end == at or end - at > _MAX_DIGITS or (buffer[at] == 48 and end - at > 1):
         return _DECLINED
-    if buffer[end] != _POINT:
-        return _DECLINED if negative and buffer[at] == 48 else end
-    point = end
-    end = _digits(buffer, point + 1)
-    return _DECLINED if end == point + 1 or end - point > _MAX_DIGITS else end
+    if negative and buffer[at] == 48 and buffer[end] != _POINT:
+        return _DECLINED
+    if buffer[end] == _POINT:
+        point = end
+        end = _digits(buffer, point + 1)
+        if end == point + 1 or end - point > _MAX_DIGITS:
+            return _DECLINED
+    return _exponent(buffer, end) if buffer[end] in (69, 101) else end
+
+
+@_compiled
+def _exponent(buffer: Bytes, at: int) -> int:
+    at += 2 if buffer[at + 1] in (43, _MINUS) else 1
+    end = _digits(buffer, at)
+    return end if 1 <= end - at <= 2 else _DECLINED  # three digits may leave the range of a float
 
 
 @_compiled
