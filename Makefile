@@ -60,7 +60,7 @@ lint: $(STAMP) ## Check import floors, style, types, Django and migrations
 	@$(BIN)/python manage.py makemigrations --check --dry-run
 
 bench: $(STAMP) ## Measure (SUITE=ingest, ...); the last line is JSON
-	@exec $(BIN)/python manage.py bench $(SUITE)
+	@exec $(BIN)/python -m tests.bench $(SUITE)
 
 lock: ## Compile the requirements files again (newest versions that fit)
 	@for name in "" -embedded -dev -demo; do \

@@ -15,7 +15,7 @@ NEEDS = {
     **dict.fromkeys(("help", "version", "check", "collectstatic", "findstatic", "diffsettings", "run_stack"), NOTHING),
     **dict.fromkeys(("makemigrations", "migrate", "showmigrations", "sqlmigrate", "dbshell"), frozenset({"postgres"})),
     **dict.fromkeys(
-        ("runserver", "consume_ticks", "sequence_ticks", "feed", "replay_ticks", "fill_gaps", "bench"), ALL
+        ("runserver", "consume_ticks", "sequence_ticks", "feed", "replay_ticks", "fill_gaps"), ALL
     ),
 }
 

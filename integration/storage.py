@@ -270,7 +270,8 @@ def _copy_ticks(cursor: Any, ticks: Ticks, reference: Reference, batch_id: int, 
 
 def _insert_refused(outcome: Outcome, facts: BatchFacts, batch_id: int) -> None:
     parked, refused = QuarantinedEvent.State.PARKED, QuarantinedEvent.State.QUARANTINED
-    items = [(item, parked) for item in outcome.parked] + [(item, refused) for item in outcome.refused]
+    items: list[tuple[Refused, str]] = [(item, parked) for item in outcome.parked]
+    items += [(item, refused) for item in outcome.refused]
     for code in sorted({item.rejection.code for item, _ in items}):
         jobs.enqueue(kind="notify_quarantine", key=code)
     if facts.released:

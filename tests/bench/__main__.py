@@ -1,0 +1,59 @@
+"""`python -m tests.bench SUITE`: measures on servers of its own and prints figures; the last line is JSON.
+
+Ratios are taken inside one run, since a machine's speed drifts; the machine and the commit are printed with them.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from config.embedded import servers
+
+SUITES = ("ingest",)
+
+
+def main(suite: str) -> int:
+    """Run a suite and give the exit code."""
+    if suite not in SUITES:
+        print(f"no such suite, was {suite!r}; there are: {', '.join(SUITES)}", file=sys.stderr)
+        return 2
+    for name in [name for name in os.environ if name.startswith("MDI_")]:
+        del os.environ[name]
+    folder = Path(tempfile.mkdtemp(prefix="mdi-bench-"))
+    os.environ |= {
+        "MDI_VAR_DIR": str(folder), "MDI_LOG_LEVEL": "error", "MDI_PARTITIONS": "1", "MDI_CANARY_INTERVAL_MS": "0",
+        "MDI_STATEMENT_TIMEOUT_MS": "600000", "MDI_ACCESS_TOKEN": "bench", "DJANGO_SETTINGS_MODULE": "config.settings",
+    }  # fmt: skip
+    print(machine(), file=sys.stderr)
+    try:
+        with servers(
+            folder, {"postgres", "valkey", "pulsar"}, partitions=1, say=lambda text: print(text, file=sys.stderr)
+        ):
+            import django
+
+            django.setup()
+            from tests.bench import ingest
+
+            figures = ingest.run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(figures))
+    return 0
+
+
+def machine() -> str:
+    """Describe where this runs: processors, their load, Python and the commit."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return f"commit {commit} · {os.cpu_count()} processors, load {load} · Python {platform.python_version()} · {platform.platform()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "ingest"))
