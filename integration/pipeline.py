@@ -449,7 +449,11 @@ class _Flow:
     def screen(self) -> None:
         """Judge values by the screens' slot; flag ticks inside a halt."""
         answer = self.slots.screen(
-            self.ticks, self.request.reference, self.state.screen, trust_time=self.request.trust_time
+            self.ticks,
+            self.request.reference,
+            self.state.screen,
+            trust_time=self.request.trust_time,
+            waived=self.request.waived,
         )
         self.ticks.flags |= answer.flags
         self.screen_state = answer.state
@@ -457,10 +461,9 @@ class _Flow:
         bad = np.flatnonzero(answer.codes)
         for number, code in enumerate(self.slots.screen_codes, start=1):
             rows = bad[answer.codes[bad] == number]
-            if len(rows) and not self._waives(code):
+            if len(rows):
                 self._note(rows, code, self._screen_detail(code), self.refused)
-        waived = [number for number, code in enumerate(self.slots.screen_codes, start=1) if self._waives(code)]
-        self._keep((answer.codes == 0) | np.isin(answer.codes, waived))
+        self._keep(answer.codes == 0)
 
     def _screen_detail(self, code: str) -> Callable[[int], str]:
         return lambda at: self.slots.screen_detail(self.ticks, at, code)

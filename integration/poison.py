@@ -6,9 +6,11 @@ The count is a file per partition, written before decoding and removed after; it
 import hashlib
 import multiprocessing
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from integration.market.errors import RetriableError
 from integration.market.ticks import Decoder, Message
 
 MAX_ATTEMPTS: Final = 3
@@ -38,13 +40,23 @@ class InFlight:
 
 
 def find_poison(messages: Sequence[Message], decode: Decoder) -> list[int]:
-    """Give the positions of messages whose decoding ends a child process or never ends; `decode` must be importable."""
+    """Give the positions of messages whose decoding ends a child process or never ends; `decode` must be importable.
+
+    Raises RetriableError when a child cannot even decode nothing.
+    """
+    if not _survives([], decode):
+        # An import that fails, no memory: no message is to blame.
+        raise RetriableError("a child process cannot decode anything", code="child_process")
+    return _bisect(messages, decode)
+
+
+def _bisect(messages: Sequence[Message], decode: Decoder) -> list[int]:
     if _survives(messages, decode):
         return []
     if len(messages) == 1:
         return [0]
     half = len(messages) // 2
-    return find_poison(messages[:half], decode) + [half + at for at in find_poison(messages[half:], decode)]
+    return _bisect(messages[:half], decode) + [half + at for at in _bisect(messages[half:], decode)]
 
 
 def _survives(messages: Sequence[Message], decode: Decoder) -> bool:
@@ -59,4 +71,6 @@ def _survives(messages: Sequence[Message], decode: Decoder) -> bool:
 
 
 def _decode(messages: list[Message], decode: Decoder) -> None:
-    decode(messages)
+    # An exception is an answer: the loop has its own rule for those.
+    with suppress(Exception):
+        decode(messages)

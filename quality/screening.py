@@ -3,6 +3,7 @@
 Pure: columns in, codes and flags out. State is the newest `ts_event` of each (source, instrument), so that a late tick is told.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -47,19 +48,42 @@ class Screened:
     state: ScreenState
 
 
-def screen(ticks: Ticks, reference: Reference, state: ScreenState, *, trust_time: bool = True) -> Screened:
+def screen(
+    ticks: Ticks,
+    reference: Reference,
+    state: ScreenState,
+    *,
+    trust_time: bool = True,
+    waived: Collection[str] = (),
+) -> Screened:
     """Judge each tick by the first screens.
 
-    With `trust_time` false (our clock and the broker's disagree) times only flag. The state given is not changed.
+    With `trust_time` false (our clock and the broker's disagree) times only flag. `waived` are codes that an operator lets
+    through: the others still hold, and what passes by a waiver alone makes no other tick late. The state given is not changed.
     """
-    codes = _sign_codes(ticks, reference)
-    flags = np.zeros(len(ticks), np.uint32)
-    flags[(ticks.kind == TRADE) & ((ticks.conditions & np.uint32(OFF_MARKET_CONDITIONS)) != 0)] |= FLAG_OFF_MARKET
-    _judge_crossed(ticks, reference, codes, flags)
-    _judge_times(ticks, reference, codes, flags, trust_time=trust_time)
+    codes, flags = _judge(ticks, reference, frozenset(), trust_time=trust_time)
     late, after = _late(ticks, codes == 0, reference.instrument_count, state)
     flags[late] |= FLAG_LATE
+    if waived and codes.any():
+        codes, _ = _judge(
+            ticks,
+            reference,
+            frozenset(CODES.index(code) + 1 for code in waived if code in CODES),
+            trust_time=trust_time,
+        )
     return Screened(codes, flags, after)
+
+
+def _judge(
+    ticks: Ticks, reference: Reference, waived: frozenset[int], *, trust_time: bool
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
+    codes = _sign_codes(ticks, reference, waived)
+    flags = np.zeros(len(ticks), np.uint32)
+    flags[(ticks.kind == TRADE) & ((ticks.conditions & np.uint32(OFF_MARKET_CONDITIONS)) != 0)] |= FLAG_OFF_MARKET
+    if _CROSSED not in waived:
+        _judge_crossed(ticks, reference, codes, flags)
+    _judge_times(ticks, reference, codes, flags, waived, trust_time=trust_time)
+    return codes, flags
 
 
 def detail(ticks: Ticks, at: int, code: str) -> str:
@@ -74,16 +98,18 @@ def detail(ticks: Ticks, at: int, code: str) -> str:
     return f"price must be positive for this instrument, was {ticks.price[at] / 1e9:g}"
 
 
-def _sign_codes(ticks: Ticks, reference: Reference) -> npt.NDArray[np.uint8]:
+def _sign_codes(ticks: Ticks, reference: Reference, waived: frozenset[int]) -> npt.NDArray[np.uint8]:
     codes = np.zeros(len(ticks), np.uint8)
     is_trade = ticks.kind == TRADE
     needs_positive = ~reference.allows_negative[ticks.instrument_id]
     bad_price = (ticks.price <= 0) | ((ticks.kind == QUOTE) & (ticks.ask_price <= 0))
-    codes[needs_positive & bad_price] = _PRICE_SIGN
+    if _PRICE_SIGN not in waived:
+        codes[needs_positive & bad_price] = _PRICE_SIGN
     # Official prices are prints without a size of their own; any other trade without one is a mistake.
     may_be_empty = (ticks.conditions & np.uint32(NO_VOLUME_CONDITIONS)) != 0
     bad_trade = is_trade & ((ticks.size < 0) | ((ticks.size == 0) & ~may_be_empty))
-    codes[bad_trade | ((ticks.size < 0) | (ticks.ask_size < 0))] = _SIZE_SIGN
+    if _SIZE_SIGN not in waived:
+        codes[bad_trade | ((ticks.size < 0) | (ticks.ask_size < 0))] = _SIZE_SIGN
     return codes
 
 
@@ -101,17 +127,26 @@ def _judge_crossed(
 
 
 def _judge_times(
-    ticks: Ticks, reference: Reference, codes: npt.NDArray[np.uint8], flags: npt.NDArray[np.uint32], *, trust_time: bool
+    ticks: Ticks,
+    reference: Reference,
+    codes: npt.NDArray[np.uint8],
+    flags: npt.NDArray[np.uint32],
+    waived: frozenset[int],
+    *,
+    trust_time: bool,
 ) -> None:
     ahead = ticks.ts_event - ticks.ts_publish
     for source_id in np.unique(ticks.source_id).tolist():
         facts = reference.source_by_id[source_id]
         here = ticks.source_id == source_id
         future, ancient = here & (ahead > facts.future_limit_ns), here & (ahead < -facts.ancient_limit_ns)
-        if trust_time:
-            codes[future], codes[ancient] = _FUTURE, _ANCIENT
-        else:
+        if not trust_time:
             flags[future | ancient] |= FLAG_TIME_UNVERIFIED
+            continue
+        if _FUTURE not in waived:
+            codes[future] = _FUTURE
+        if _ANCIENT not in waived:
+            codes[ancient] = _ANCIENT
 
 
 def _late(

@@ -42,14 +42,28 @@ class SeenSequences:
     blocks: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def judge(self, sequences: Column, jump_limit: int) -> Verdicts:
-        """Give NEW, KNOWN, UNSURE or JUMP for each of the (distinct) int64 sequences."""
+        """Give NEW, KNOWN, UNSURE or JUMP for each of the int64 sequences, in order of arrival."""
         verdicts = np.zeros(len(sequences), np.uint8)
-        if self.high:
-            verdicts[sequences > self.high + jump_limit] = JUMP
+        verdicts[self._jumps(sequences, jump_limit)] = JUMP
         old = np.flatnonzero(sequences <= self.high)
         if len(old):
             verdicts[old] = np.where(sequences[old] < self.floor, UNSURE, self._bits(sequences[old]))
         return verdicts
+
+    def _jumps(self, sequences: Column, limit: int) -> list[int]:
+        """Give the positions of sequences too far ahead of all that came before them, here or earlier; a jump moves nothing."""
+        if not len(sequences):
+            return []
+        highest = np.maximum.accumulate(np.r_[self.high, sequences[:-1]])
+        if not ((highest > 0) & (sequences - limit > highest)).any():
+            return []
+        jumps, high = [], self.high
+        for at, sequence in enumerate(sequences.tolist()):
+            if high and sequence > high + limit:
+                jumps.append(at)
+            else:
+                high = max(high, sequence)
+        return jumps
 
     def add(self, sequences: Column) -> None:
         """Remember sequences; drop the oldest blocks beyond the memory limit."""
@@ -78,6 +92,9 @@ class SeenSequences:
                 inside = offsets[here]
                 found[here] = (block[inside >> 3] >> (7 - (inside & 7)).astype(np.uint8)) & 1
         return found
+
+
+_UNSEEN: Final = SeenSequences()  # never added to
 
 
 @dataclass(slots=True)
@@ -125,9 +142,8 @@ class KnownIdentities:
             if group.channel <= UNNUMBERED:
                 verdicts[members] = self._judge_hashes(group, events)
                 continue
-            seen = self.channels.get((group.source_id, group.channel, group.session))
-            if seen is not None:
-                verdicts[members] = seen.judge(events.sequence[members], jump_limits.get(group.source_id, 2**62))
+            seen = self.channels.get((group.source_id, group.channel, group.session), _UNSEEN)
+            verdicts[members] = seen.judge(events.sequence[members], jump_limits.get(group.source_id, 2**62))
         verdicts[first != np.arange(len(events))] = KNOWN
         return verdicts, first
 
