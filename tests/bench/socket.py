@@ -74,8 +74,6 @@ async def _listen(port: int, topic: str) -> list[float]:
     async with websockets.connect(
         address, additional_headers={"Cookie": cookie}, subprotocols=[websockets.Subprotocol("md1.json")], max_size=None
     ) as socket:
-        address, additional_headers={"Cookie": cookie}, subprotocols=["md1.json"], max_size=None
-    ) as socket:  # type: ignore[list-item]
         symbols = [f"B{number}.{market.VENUE}" for number in range(SYMBOLS)]
         await socket.send(json.dumps({"op": "sub", "id": 1, "ch": "quotes", "sym": symbols}))
         producer.start()
