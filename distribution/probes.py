@@ -87,7 +87,10 @@ def readyz(request: HttpRequest) -> HttpResponse:
     body: dict[str, Any] = {"status": "ready" if is_ready else "not ready"}
     if is_trusted(request):
         body["parts"] = [asdict(part) for part in parts]
-    return JsonResponse(body, status=200 if is_ready else 503)
+    response = JsonResponse(body, status=200 if is_ready else 503)
+    # A probe asks every few seconds: the alert tells once, the log need not tell each time. Django has no public switch.
+    response._has_been_logged = True  # type: ignore[attr-defined]  # noqa: SLF001
+    return response
 
 
 @never_cache

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 
 _KEPT_S: Final = 5.0
-_TIMEOUT_S: Final = 1.5
+_TIMEOUT_S: Final = 3.0
 
 _lock = threading.Lock()
 _answers: dict[str, tuple[float, Any]] = {}

@@ -45,7 +45,7 @@ OURS = sorted(
 @pytest.fixture(autouse=True)
 def quiet_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages ask the broker for its backlog; these tests are about the pages, so it says nothing waits."""
-    monkeypatch.setattr("integration.broker.backlog", lambda topic, subscription: {f"{topic}-partition-0": 0})
+    monkeypatch.setattr("integration.broker.backlog", lambda topic, _: {f"{topic}-partition-0": 0})
 
 
 @pytest.fixture
@@ -339,7 +339,7 @@ def test_a_quiet_topic_is_told_from_one_that_nobody_reads(client: Client, monkey
     desk.position()
     url = reverse("admin:integration_subscription_changelist")
     for waiting, word in (({"p": 0}, "Quiet"), ({"p": 3}, "No consumer"), (None, "Not known")):
-        monkeypatch.setattr("integration.broker.backlog", lambda topic, name, waiting=waiting: waiting)
+        monkeypatch.setattr("integration.broker.backlog", lambda _topic, _name, waiting=waiting: waiting)
         assert word in client.get(url).content.decode()
     Lease.objects.create(name=desk.position().partition, holder="host-1", renewed_at=datetime.now(UTC))
     assert "Reading" in client.get(url).content.decode()
@@ -359,9 +359,9 @@ ALIAS = {"scheme": "TICKER", "valid_from_0": "", "valid_from_1": "", "valid_to_0
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"scheme": "ISIN", "value": "US0378331006"}, "check digit"),
-        ({"scheme": "FIGI", "value": "BBG000B9XRY5"}, "check digit"),
-        ({"value": "AAPL"}, ""),
+        ({"scheme": "ISIN", "value": "US0378331006"}, "Not a valid ISIN"),
+        ({"scheme": "FIGI", "value": "BBG000B9XRY5"}, "Not a valid FIGI"),
+        ({"value": "AAPL"}, "symbol"),
         ({"value": "AAPL.xnas"}, "MIC"),
         ({"value": "AA PL.XNAS"}, "symbol"),
         ({"value": "X.XNAS", "valid_from_0": "2026-01-02", "valid_from_1": "00:00", "valid_to_0": "2026-01-01", "valid_to_1": "0:0"},
@@ -430,7 +430,7 @@ def test_a_venue_must_exist(client: Client, values: dict[str, str], words: str) 
 def test_issuers_and_sources_are_checked(client: Client) -> None:
     issuer = reverse("admin:integration_issuer_add")
     assert "check digits" in errors_of(client.post(issuer, {"name": "n", "lei": "5493001KJTIIGC8Y1R13"}))
-    assert "two letters" in errors_of(client.post(issuer, {"name": "n", "country": "USA"}))
+    assert "two letters" in errors_of(client.post(issuer, {"name": "n", "country": "U1"}))
     assert client.post(issuer, {"name": "n", "lei": "5493001KJTIIGC8Y1R12", "country": "us"}).status_code == 302
     source = desk.source()
     form = {
