@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -34,9 +35,8 @@ QUOTE_LAYOUT: Final[Layout] = {
 LAYOUTS: Final = {"trade": (TRADE, TRADE_LAYOUT), "quote": (QUOTE, QUOTE_LAYOUT)}
 
 PAYLOAD_COLUMNS: Final = tuple(name for name in TICK_COLUMNS if name not in ("message", "row"))
-PAYLOAD_SCHEMA: Final = pa.schema(
-    [pa.field(name, pa.from_numpy_dtype(TICK_COLUMNS[name]), nullable=False) for name in PAYLOAD_COLUMNS]
-)
+_PAYLOAD_TYPES: Final = {name: pa.from_numpy_dtype(TICK_COLUMNS[name]) for name in PAYLOAD_COLUMNS}
+_CONSTANTS: Final = b"constants"
 
 
 def copy_statement(table: str) -> str:
@@ -73,23 +73,36 @@ def copy_buffer(table: str, ticks: Ticks, batch_id: int) -> bytes:
 
 
 def pack_payload(ticks: Ticks) -> bytes:
-    """Write ticks as an Arrow stream for the batch row; no ticks are no bytes."""
+    """Write ticks as an Arrow stream for the batch row; no ticks are no bytes.
+
+    A column of one value (source, channel, session, most flags) is kept once, in the schema's metadata: that is over half of a
+    payload, which is written to disk with every batch.
+    """
     if not len(ticks):
         return b""
-    batch = pa.RecordBatch.from_arrays(
-        [pa.array(getattr(ticks, name)) for name in PAYLOAD_COLUMNS], schema=PAYLOAD_SCHEMA
-    )
+    columns = {name: getattr(ticks, name) for name in PAYLOAD_COLUMNS}
+    constants = {name: int(column[0]) for name, column in columns.items() if (column == column[0]).all()}
+    constants["rows"] = len(ticks)
+    varying = [name for name in PAYLOAD_COLUMNS if name not in constants]
+    fields = [pa.field(name, _PAYLOAD_TYPES[name], nullable=False) for name in varying]
+    schema = pa.schema(fields, metadata={_CONSTANTS: msgspec.json.encode(constants)})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, PAYLOAD_SCHEMA) as writer:
-        writer.write_batch(batch)
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays([pa.array(columns[name]) for name in varying], schema=schema))
     payload: bytes = sink.getvalue().to_pybytes()
     return payload
 
 
 def unpack_payload(payload: bytes | memoryview) -> Ticks:
-    """Read what `pack_payload` wrote; columns are read-only views of the payload."""
+    """Read what `pack_payload` wrote; columns are read-only, most are views of the payload."""
     if not len(payload):
         return Ticks.zeros(0)
-    (batch,) = pa.ipc.open_stream(payload).read_all().to_batches()
-    empty = np.zeros(batch.num_rows, np.int32)
-    return Ticks(**{name: batch.column(name).to_numpy() for name in PAYLOAD_COLUMNS}, message=empty, row=empty)
+    stream = pa.ipc.open_stream(payload)
+    constants = msgspec.json.decode(stream.schema.metadata[_CONSTANTS], type=dict[str, int])
+    rows = constants.pop("rows")
+    varying = {
+        name: column.to_numpy() for name, column in zip(stream.schema.names, stream.read_next_batch(), strict=True)
+    }
+    same = {name: np.full(rows, value, TICK_COLUMNS[name]) for name, value in constants.items()}
+    empty = np.zeros(rows, np.int32)
+    return Ticks(**varying, **same, message=empty, row=empty)
