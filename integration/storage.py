@@ -3,7 +3,8 @@
 Also reads back: the state of a partition (snapshot and the batches since), and stored events by identity. Decides nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -67,15 +68,16 @@ class BatchFacts:
     released: tuple[int, ...] = ()  # quarantine ids that the messages of a release come from, message by message
 
 
-def binary_cursor() -> psycopg.Cursor[Any]:
-    """Give a cursor on Django's connection that sends parameters apart and reads results in binary.
+@contextmanager
+def binary_cursor() -> Iterator[psycopg.Cursor[Any]]:
+    """Give a cursor on Django's connection that sends parameters apart and reads results in binary; errors are Django's.
 
     Django's own binds on the client: a payload would travel as a text literal of twice its size.
     """
     connection.ensure_connection()
-    cursor = psycopg.Cursor(connection.connection)
-    cursor.format = psycopg.pq.Format.BINARY
-    return cursor
+    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
+        cursor.format = psycopg.pq.Format.BINARY
+        yield cursor
 
 
 # -- reading back -----------------------------------------------------------------------------------------------------

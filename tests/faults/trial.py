@@ -1,0 +1,126 @@
+"""One kill test: two consumers and two sequencers under a stream of events, killed again and again, then the account."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pulsar
+from django.conf import settings
+
+from integration.models import Batch, OutgoingMessage
+from tests.e2e.world import World
+from tests.faults.account import (
+    Account,
+    compare_bars,
+    compare_books,
+    compare_published_bars,
+    compare_published_ticks,
+    compare_stored,
+    stored_count,
+)
+from tests.faults.processes import Runner, environment
+from tests.faults.stream import Stream
+
+COMMANDS = ("consume_ticks", "consume_ticks", "sequence_ticks", "sequence_ticks")
+
+
+@dataclass
+class Trial:
+    """A trial on the database and broker of the settings; topics are named by their namespaces."""
+
+    world: World
+    client: pulsar.Client
+    normalized: str
+    integrated: str
+    log: Path
+    seed: int = 1
+    say: Callable[[str], None] = lambda text: None
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.stream = Stream(self.seed)
+        self.tenant = settings.MDI.pulsar_tenant
+        self.producer = self.client.create_producer(
+            self.topic(self.normalized, "equities"),
+            block_if_queue_full=True,
+            batching_type=pulsar.BatchingType.KeyBased,
+        )
+        variables = environment(self.normalized, self.integrated)
+        self.runners = [Runner(command, variables, self.log) for command in COMMANDS]
+
+    def topic(self, namespace: str, name: str) -> str:
+        """Give the full name of a topic."""
+        return f"persistent://{self.tenant}/{namespace}/{name}"
+
+    def run(self, kills: int, events: int) -> tuple[int, Account]:
+        """Kill processes `kills` times while `events` flow, then let them finish; give the kills and the account."""
+        for runner in self.runners:
+            runner.start()
+        done = 0
+        try:
+            while done < kills:
+                self.send(events // kills)
+                self.one_kill()
+                done += 1
+                self.say(f"kill {done} of {kills}, {len(self.stream.sent)} events sent, {stored_count()} stored")
+            self.send(events - len(self.stream.sent))
+            self.restart_without_traps()
+            self.drain(30 + events / 2_000)
+        finally:
+            for runner in self.runners:
+                runner.stop()
+        if any(code != -9 for runner in self.runners for code in runner.exits):
+            raise AssertionError(
+                f"a process ended by itself: {[runner.exits for runner in self.runners]}, see {self.log}"
+            )
+        return done, self.account()
+
+    def send(self, events: int) -> None:
+        """Publish new events and wait until the broker has them."""
+        for key, data, properties in self.stream.messages(events):
+            self.producer.send_async(data, lambda *_: None, partition_key=key, properties=properties)
+        self.producer.flush()
+
+    def one_kill(self) -> None:
+        """Wait for a process to die in its trap, or kill one after a while."""
+        patience = time.monotonic() + self.random.uniform(0.5, 4.0)
+        while True:
+            for runner in self.runners:
+                if runner.has_died():
+                    runner.start_with_trap(self.random)
+                    return
+            if time.monotonic() > patience:
+                old = [runner for runner in self.runners if time.monotonic() - runner.started_at > 2.0]
+                self.random.choice(old or self.runners).kill()
+            time.sleep(0.02)
+
+    def restart_without_traps(self) -> None:
+        """Kill everything, so that no trap is left, and start again."""
+        for runner in self.runners:
+            runner.kill()
+            runner.has_died()
+            runner.start()
+
+    def drain(self, seconds: float) -> None:
+        """Wait until all that was sent is stored, numbered and published, or `seconds` have passed without progress."""
+        end, before = time.monotonic() + seconds, (-1, -1)
+        while time.monotonic() < end:
+            waiting = Batch.objects.filter(pub_seq=None).count() + OutgoingMessage.objects.filter(sent_at=None).count()
+            now = (stored_count(), waiting)
+            if now[0] >= len(self.stream.sent) and not waiting:
+                break
+            end, before = (time.monotonic() + seconds if now != before else end), now
+            time.sleep(0.2)
+        time.sleep(1.0)  # for what would be stored twice
+
+    def account(self) -> Account:
+        """Compare everything."""
+        account = Account()
+        compare_stored(account, self.stream.sent, self.world.instruments)
+        compare_books(account)
+        compare_published_ticks(account, self.client, self.topic(self.integrated, "ticks"))
+        compare_published_bars(account, self.client, self.topic(self.integrated, "bars"))
+        compare_bars(account)
+        return account
