@@ -30,16 +30,25 @@ class BrokerUnknownError(Exception):
 
 def backlog(topic: str, subscription: str) -> dict[str, int] | None:
     """Count the messages that wait for a subscription, by partition; None where the broker cannot be asked."""
-    name = topic.removeprefix("persistent://")
     try:
-        stats = _ask(f"/admin/v2/persistent/{name}/partitioned-stats?perPartition=true")
-        partitions: dict[str, Any] = stats.get("partitions") or {topic: _ask(f"/admin/v2/persistent/{name}/stats")}
+        partitions = _partition_stats(topic)
     except BrokerUnknownError:
         return None
     return {
         partition: int(facts.get("subscriptions", {}).get(subscription, {}).get("msgBacklog", 0))
         for partition, facts in partitions.items()
     }
+
+
+def _partition_stats(topic: str) -> dict[str, Any]:
+    address = f"/admin/v2/persistent/{topic.removeprefix('persistent://')}"
+    try:
+        partitions: dict[str, Any] = _ask(f"{address}/partitioned-stats?perPartition=true")["partitions"]
+    except BrokerUnknownError as problem:
+        if not problem.is_refusal:
+            raise
+        return {topic: _ask(f"{address}/stats")}  # a topic without partitions has no such page
+    return partitions or {topic: _ask(f"{address}/stats")}
 
 
 def health() -> str:

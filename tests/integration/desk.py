@@ -5,8 +5,7 @@ import time
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth import get_user_model
-from django.contrib.auth.models import AbstractUser
+from django.contrib.auth.models import User
 
 from integration.models import (
     Instrument,
@@ -22,10 +21,9 @@ from integration.models import (
 _numbers = itertools.count(1)
 
 
-def operator() -> AbstractUser:
+def operator() -> User:
     """Give a superuser."""
-    user: AbstractUser = get_user_model().objects.create_superuser(f"operator{next(_numbers)}", password="secret")
-    return user
+    return User.objects.create_superuser(f"operator{next(_numbers)}", password="secret")
 
 
 def subscription() -> Subscription:

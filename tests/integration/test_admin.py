@@ -36,7 +36,7 @@ from tests.integration import desk
 pytestmark = pytest.mark.django_db
 State = QuarantinedEvent.State
 OURS = sorted(
-    model._meta.model_name
+    str(model._meta.model_name)
     for model in apps.get_app_config("integration").get_models()
     if admin.site.is_registered(model)
 )
