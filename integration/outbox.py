@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
+from decimal import Decimal
 from typing import Any, Final
 
 import numpy as np
@@ -100,13 +101,19 @@ def load_bars(keys: Sequence[BarKey]) -> list[Bar]:
         return [_bar(dict(zip(_BAR_COLUMNS, row, strict=True))) for row in cursor.fetchall()]
 
 
+def _scaled(value: Decimal, places: int) -> int:
+    """Give a decimal in units of 10^-places; by its digits, since Decimal's arithmetic rounds to 28 of them."""
+    sign, digits, exponent = value.as_tuple()
+    return int(Decimal((sign, digits, int(exponent) + places)))
+
+
 def _bar(row: dict[str, Any]) -> Bar:
     return Bar(
         **{
             **row,
             "session_date": (row["session_date"] - _EPOCH_DAY).days,
-            "volume": int(row["volume"].scaleb(9)),
-            "turnover": int(row["turnover"].scaleb(18)),
+            "volume": _scaled(row["volume"], 9),
+            "turnover": _scaled(row["turnover"], 18),
         }
     )
 

@@ -9,15 +9,16 @@ from msgspec import Struct
 
 from integration.market.errors import SCHEMA, SkippableError
 from integration.market.times import date_from_days, days_from_date, ns_from_text, text_from_ns
-from integration.market.units import MAX_DECIMALS, text_from_nanos
+from integration.market.units import MAX_DECIMALS, text_from_nanos, text_from_scaled
 
 CONSOLIDATED: Final = "consolidated"  # the source of a bar over all sources; its source_id is 0
+TURNOVER_DECIMALS: Final = 2 * MAX_DECIMALS  # a price times a size, exact
 Timeframe = Literal["1m", "5m", "15m", "1h", "4h", "1d"]
 Reason = Literal["first", "late_trade", "correction", "cancel", "release", "override", "delivered"]
 
 
 class BarEvent(Struct, frozen=True, kw_only=True, gc=False):
-    """One revision of a bar. Prices, `volume` and `turnover` are nanos, `start` and `timestamp` ns UTC, `session_date` days."""
+    """One revision of a bar. Prices and `volume` are nanos, `turnover` is in units of 1e-18, `start` and `timestamp` ns UTC, `session_date` days."""
 
     instrument_id: int
     symbol: str
@@ -112,7 +113,9 @@ def encode_bar(bar: BarEvent) -> bytes:
         start=text_from_ns(bar.start),
         session_date=date_from_days(bar.session_date).isoformat(),
         price_data=_PriceData(*map(text_from_nanos, (bar.open, bar.high, bar.low, bar.close, bar.adjusted_close))),
-        volume_data=_VolumeData(text_from_nanos(bar.volume), text_from_nanos(bar.turnover), bar.trade_count),
+        volume_data=_VolumeData(
+            text_from_nanos(bar.volume), text_from_scaled(bar.turnover, TURNOVER_DECIMALS), bar.trade_count
+        ),
         corporate_actions=bar.corporate_actions,
         quality_score=bar.quality_score,
         processing_metadata=_ProcessingMetadata(bar.source, bar.processing_time_ms, bar.validation_passed),
@@ -142,15 +145,19 @@ def decode_bar(message: bytes) -> BarEvent:
         raise SkippableError(f"not analysis_data_ready: {error}", code=SCHEMA) from None
 
 
-_DECIMAL: Final = re.compile(r"(-?[0-9]{1,40})(?:\.([0-9]{1,9}))?", re.ASCII)
+_DECIMAL: Final = re.compile(r"(-?[0-9]{1,40})(?:\.([0-9]{1,18}))?", re.ASCII)
 
 
 def _nanos(text: str) -> int:
+    return _scaled(text, MAX_DECIMALS)
+
+
+def _scaled(text: str, places: int) -> int:
     # a day's volume or turnover may exceed the range of one tick's numbers
     match = _DECIMAL.fullmatch(text)
-    if match is None:
-        raise ValueError(f"not a decimal, was {text[:64]!r}")
-    return int(match[1] + (match[2] or "").ljust(MAX_DECIMALS, "0"))
+    if match is None or len(match[2] or "") > places:
+        raise ValueError(f"not a decimal of at most {places} places, was {text[:64]!r}")
+    return int(match[1] + (match[2] or "").ljust(places, "0"))
 
 
 def _bar(event: _AnalysisDataReady) -> BarEvent:
@@ -169,7 +176,7 @@ def _bar(event: _AnalysisDataReady) -> BarEvent:
         close=_nanos(prices.close),
         adjusted_close=_nanos(prices.adjusted_close),
         volume=_nanos(volumes.volume),
-        turnover=_nanos(volumes.dollar_volume),
+        turnover=_scaled(volumes.dollar_volume, TURNOVER_DECIMALS),
         trade_count=volumes.trade_count,
         revision=event.revision,
         reason=event.reason,

@@ -77,8 +77,13 @@ def decimal_from_nanos(nanos: int) -> Decimal:
 
 def text_from_nanos(nanos: int) -> str:
     """Write nanos as the shortest plain decimal string: 187150000000 is ``187.15``."""
-    sign, magnitude = ("-", -nanos) if nanos < 0 else ("", nanos)
-    whole, fraction = divmod(magnitude, NANOS)
+    return text_from_scaled(nanos, MAX_DECIMALS)
+
+
+def text_from_scaled(value: int, places: int) -> str:
+    """Write an integer in units of 10^-places as the shortest plain decimal string, exact for any size."""
+    sign, magnitude = ("-", -value) if value < 0 else ("", value)
+    whole, fraction = divmod(magnitude, 10**places)
     if fraction == 0:
         return f"{sign}{whole}"
-    return f"{sign}{whole}.{fraction:09d}".rstrip("0")
+    return f"{sign}{whole}.{fraction:0{places}d}".rstrip("0")

@@ -16,6 +16,7 @@ from django.utils.module_loading import import_string
 
 from integration.canary import CanarySender
 from integration.consumer import PartitionWorker
+from integration.market.events import warm_up
 from integration.models import Subscription
 from integration.poison import InFlight
 from integration.reference import ReferenceCache
@@ -41,6 +42,7 @@ class Command(BaseCommand):
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
+        warm_up()
         client = pulsar_client(settings.PULSAR_URL, settings.PULSAR_TOKEN)
         workers = build_workers(client, self._topics(options["topic"]), options["name"], stop)
         threads = [

@@ -53,7 +53,7 @@ def sample() -> BarEvent:
     return BarEvent(
         instrument_id=7, symbol="AAPL.XNAS", source_id=0, source="consolidated", timeframe="1m", start=1_767_623_400_000_000_000, session_date=20458,
         open=187_100_000_000, high=187_200_000_000, low=187_050_000_000, close=187_150_000_000, adjusted_close=187_150_000_000,
-        volume=1200 * 10**9, turnover=224_550_500_000_000, trade_count=14, revision=1, reason="first", sequence=15, epoch=1,
+        volume=1200 * 10**9, turnover=224_550_500_000_000 * 10**9, trade_count=14, revision=1, reason="first", sequence=15, epoch=1,
         timestamp=1_767_623_462_000_000_000, processing_time_ms=1.84,
     )  # fmt: skip
 
