@@ -91,9 +91,7 @@ def _path(days: Days, index: int, count: int, tick: int, rng: np.random.Generato
     walk = np.cumsum(rng.normal(0, _VOLATILITY * (high - low) / np.sqrt(count), count))
     steps = np.arange(count)
     bridge = np.interp(steps, at, waypoints) + walk - np.interp(steps, at, walk[at])
-    path = np.rint(_fold(bridge, low, high) / tick).astype(np.int64) * tick
-    path[at] = waypoints
-    return path
+    return np.rint(_fold(bridge, low, high) / tick).astype(np.int64) * tick
 
 
 def _fold(values: Floats, low: int, high: int) -> Floats:

@@ -76,6 +76,8 @@ def test_highs_and_lows_are_those_of_a_bridge() -> None:
     walked = float(np.mean(steps.max(axis=1, initial=0) - np.maximum(0, steps[:, -1])))
     assert drawn == pytest.approx(walked, rel=0.1)
     assert drawn_below == pytest.approx(walked, rel=0.1)
+    mirrored = days.high + days.low == days.open + days.close
+    assert mirrored.mean() < 0.1, "high and low are drawn apart"
 
 
 def test_the_seed_decides_what_is_drawn() -> None:
