@@ -42,6 +42,9 @@ class PulsarPublisher:
         except RetriableError:
             self.close()
             raise
+        for message in messages:
+            producer, known = self._producers[message.topic, epoch]
+            self._producers[message.topic, epoch] = (producer, max(known, message.number))
 
     def close(self) -> None:
         """Give up the producers and the connection."""

@@ -15,10 +15,11 @@ from config.embedded import endpoints, topology
 from integration.market.ticks import FLAG_LATE
 from integration.models import QuarantinedEvent, Trade
 from tests.e2e.events import SECOND, arrow, distributed, normalized, quote, trade
-from tests.e2e.world import build_world, until
+from tests.e2e.world import build_world, empty_tables, until
 from tests.faults.processes import Runner, environment
 from tests.stack import PARTITIONS, PulsarNamespace, session_folder
 
+pytestmark = pytest.mark.django_db
 NOW = time.time_ns()
 DAY = 86_400 * SECOND
 STORED = "stored"
@@ -179,7 +180,7 @@ def judged(
     django_db_setup: None,
     django_db_blocker: DjangoDbBlocker,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Judged]:
+) -> Judged:
     """Send every case between two good neighbours, all at once, and wait for the last neighbour."""
     with django_db_blocker.unblock():
         call_command("flush", interactive=False, verbosity=0)
@@ -190,10 +191,11 @@ def judged(
         try:
             neighbours = send(space)
             until(lambda: Trade.objects.filter(channel=1).count() >= len(neighbours), 90)
-            yield result(runner, neighbours)
+            return result(runner, neighbours)
         finally:
             runner.stop()
             call_command("flush", interactive=False, verbosity=0)
+            empty_tables()
 
 
 def send(space: PulsarNamespace) -> list[int]:
