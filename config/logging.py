@@ -102,6 +102,7 @@ def configure(log_format: str, level: str) -> dict[str, Any]:
             "pulsar": {"level": "ERROR", "filters": ["seldom"]},
             "uvicorn.access": {"level": "WARNING"},
             "celery.app.trace": {"level": "WARNING"},
+            "celery.worker.strategy": {"level": "WARNING"},
             "celery.beat": {"level": "WARNING"},
         },
     }

@@ -16,6 +16,9 @@ UNFOLD: Final[dict[str, Any]] = {
     "SITE_SUBHEADER": "Data operations",
     "SITE_URL": "/",
     "SITE_SYMBOL": "candlestick_chart",
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda _request: static("distribution/icon.svg")}
+    ],
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
     "SHOW_BACK_BUTTON": True,

@@ -51,5 +51,7 @@ def rate_text(per_second: float) -> str:
 
 
 def topic_text(topic: str) -> str:
-    """Shorten `persistent://tenant/namespace/name` to `namespace/name`; titles carry the full text."""
-    return "/".join(topic.split("/")[-2:]) if topic.startswith("persistent://") else topic
+    """Shorten `persistent://tenant/namespace/name-partition-1` to `namespace/name #1`; titles carry the full text."""
+    if not topic.startswith("persistent://"):
+        return topic
+    return "/".join(topic.split("/")[-2:]).replace("-partition-", " #")

@@ -249,9 +249,9 @@ class BatchAdmin(ReadOnlyAdmin):
         "number",
         "messages",
         "ticks",
-        "rejected_count",
-        "parked_count",
-        "duplicate_count",
+        "rejected",
+        "parked",
+        "duplicates",
         "published_as",
         "stored_at",
     )
@@ -283,7 +283,19 @@ class BatchAdmin(ReadOnlyAdmin):
     def ticks(self, batch: Batch) -> str:
         return f"{batch.tick_count:,}"
 
-    @display(description="Published as", empty_value="not numbered yet")
+    @display(description="Rejected", ordering="rejected_count")
+    def rejected(self, batch: Batch) -> str:
+        return f"{batch.rejected_count:,}"
+
+    @display(description="Parked", ordering="parked_count")
+    def parked(self, batch: Batch) -> str:
+        return f"{batch.parked_count:,}"
+
+    @display(description="Repeats", ordering="duplicate_count")
+    def duplicates(self, batch: Batch) -> str:
+        return f"{batch.duplicate_count:,}"
+
+    @display(description="Published as", empty_value="waits")
     def published_as(self, batch: Batch) -> int | None:
         return batch.pub_seq
 

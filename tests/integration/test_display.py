@@ -29,4 +29,5 @@ def test_the_rest() -> None:
     assert since_text(None, now) == "–"
     assert [rate_text(rate) for rate in (0, 0.44, 12.3, 12_345.6)] == ["0", "0.4", "12", "12,346"]
     assert topic_text("persistent://market-data/normalized/equities") == "normalized/equities"
+    assert topic_text("persistent://market-data/normalized/fixed-income-partition-12") == "normalized/fixed-income #12"
     assert topic_text("elsewhere") == "elsewhere"
