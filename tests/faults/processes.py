@@ -59,7 +59,7 @@ class Runner:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.run", self.command, "--name", name, *self.arguments, *arguments],
-                cwd=REPOSITORY, env=self.variables, stdout=log, stderr=log,
+                cwd=REPOSITORY, env=self.variables | {"STARTED_FILE": str(self.log)}, stdout=log, stderr=log,
             )  # fmt: skip
         self.started_at = time.monotonic()
 
@@ -75,6 +75,11 @@ class Runner:
         self.exits.append(self.process.returncode)
         self.process = None
         return True
+
+    @property
+    def is_working(self) -> bool:
+        """Whether the command has come as far as its loop; it says so in a file."""
+        return self.process is not None and Path(f"{self.log}.{self.process.pid}").exists()
 
     def kill(self) -> None:
         """End it as a power cut would."""

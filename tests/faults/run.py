@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import django
@@ -19,6 +20,9 @@ POINTS = {
     "consume_ticks": ("after_receive", "before_copy", "mid_copy", "before_commit", "after_commit", "after_acknowledge"),
     "sequence_ticks": ("before_numbering", "before_sequencer_commit", "after_sequencer_commit", "after_publish"),
 }
+
+
+STARTED = "STARTED_FILE"
 
 
 class Trigger:
@@ -35,6 +39,12 @@ class Trigger:
                 is_due = self.left == 0
             if is_due:
                 self.act()
+
+
+def say_started() -> None:
+    """Make the file that tells the starter that the loop runs."""
+    if STARTED in os.environ:
+        Path(f"{os.environ[STARTED]}.{os.getpid()}").touch()
 
 
 def die() -> None:
@@ -64,6 +74,7 @@ def _wrap_init(loop: Any, trigger: Trigger) -> None:
     def init(self: Any, *args: Any, **options: Any) -> None:
         made(self, *args, **options)
         self.reached = trigger
+        say_started()
 
     loop.__init__ = init
 
@@ -133,8 +144,7 @@ def main() -> None:
     django.setup()
     if options.mutant:
         MUTANTS[options.mutant]()
-    if options.crash_at or options.fail_at:
-        arm(Trigger(options.crash_at or options.fail_at, die if options.crash_at else fail))
+    arm(Trigger(options.crash_at or options.fail_at, die if options.crash_at else fail))
     from django.core.management import execute_from_command_line
 
     execute_from_command_line([sys.argv[0], options.command, *(["--name", options.name] if options.name else [])])

@@ -22,6 +22,7 @@ from tests.faults.account import (
 )
 from tests.faults.processes import Runner, environment
 from tests.faults.stream import Stream
+from tests.stack import tell
 
 COMMANDS = ("consume_ticks", "consume_ticks", "sequence_ticks", "sequence_ticks")
 
@@ -36,7 +37,7 @@ class Trial:
     integrated: str
     log: Path
     seed: int = 1
-    say: Callable[[str], None] = lambda text: None
+    say: Callable[[str], None] = tell
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -85,15 +86,17 @@ class Trial:
 
     def one_kill(self) -> None:
         """Wait for a process to die in its trap, or kill one after a while."""
-        patience = time.monotonic() + self.random.uniform(0.5, 4.0)
+        patience = time.monotonic() + self.random.uniform(0.2, 3.0)
         while True:
             for runner in self.runners:
                 if runner.has_died():
                     runner.start_with_trap(self.random)
                     return
             if time.monotonic() > patience:
-                old = [runner for runner in self.runners if time.monotonic() - runner.started_at > 2.0]
-                self.random.choice(old or self.runners).kill()
+                # One that has had time to begin its work, so that a slow machine is not killed at its start for ever.
+                working = [runner for runner in self.runners if runner.is_working]
+                if working:
+                    self.random.choice(working).kill()
             time.sleep(0.02)
 
     def restart_without_traps(self) -> None:
