@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.contrib.auth import get_user_model, login
 from django.http import HttpRequest, HttpResponse
-from django.http.request import validate_host
+from django.http.request import split_domain_port, validate_host
 from django.utils.crypto import constant_time_compare
 
 DESK_USER: Final = "desk"
@@ -56,8 +56,9 @@ def is_same_origin(scope: Mapping[str, Any]) -> bool:
 
     Cookies know no ports: without this, any page of another local server could read the desk with the visitor's cookie.
     """
-    headers = {name.lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
+    headers = {name.lower(): value.decode("latin-1").lower() for name, value in scope.get("headers", ())}
     origin, host = headers.get(b"origin"), headers.get(b"host", "")
-    if host and not validate_host(host.rsplit(":", 1)[0] if not host.endswith("]") else host, settings.ALLOWED_HOSTS):
+    name, _ = split_domain_port(host)
+    if not name or not validate_host(name, settings.ALLOWED_HOSTS):
         return False
-    return origin is None or (urlsplit(origin).netloc.lower() == host.lower() and bool(host))
+    return origin is None or urlsplit(origin).netloc == host

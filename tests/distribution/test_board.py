@@ -34,7 +34,15 @@ DAY = 20_458
 
 def columns(rows: list[dict[str, int]]) -> dict[str, Column]:
     """Make message columns; what a row does not say is the default of a small valid trade."""
-    default = {"epoch": 1, "kind": TRADE, "price": 100 * NANOS, "size": NANOS, "ts_event": NOW, "ts_publish": NOW, "session_date": DAY}
+    default = {
+        "epoch": 1,
+        "kind": TRADE,
+        "price": 100 * NANOS,
+        "size": NANOS,
+        "ts_event": NOW,
+        "ts_publish": NOW,
+        "session_date": DAY,
+    }
     return {name: np.array([row.get(name, default.get(name, 0)) for row in rows], np.int64) for name in COLUMNS_READ}
 
 
@@ -76,7 +84,8 @@ def naive(message: list[dict[str, int]]) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for row in message:
         one = found.setdefault(
-            row["instrument_id"], {"price": None, "size": None, "quote": None, "volume": 0, "minutes": {}, "count": 0, "trades": 0}
+            row["instrument_id"],
+            {"price": None, "size": None, "quote": None, "volume": 0, "minutes": {}, "count": 0, "trades": 0},
         )
         one["count"] += 1
         one["session"] = max(one.get("session", 0), row["session_date"])
@@ -85,7 +94,9 @@ def naive(message: list[dict[str, int]]) -> dict[int, dict[str, Any]]:
         elif row["action"] == NEW:
             _naive_trade(one, row)
     for number, one in found.items():
-        counted = [row for row in message if row["instrument_id"] == number and row["kind"] == TRADE and row["action"] == NEW]
+        counted = [
+            row for row in message if row["instrument_id"] == number and row["kind"] == TRADE and row["action"] == NEW
+        ]
         one["volume"] = sum(
             row["size"]
             for row in counted
@@ -96,7 +107,9 @@ def naive(message: list[dict[str, int]]) -> dict[int, dict[str, Any]]:
 
 def _naive_trade(one: dict[str, Any], row: dict[str, int]) -> None:
     one["trades"] += 1
-    minute = one["minutes"].setdefault(row["ts_event"] // MINUTE_NS * MINUTE_NS, {"prices": [], "volume": 0, "trades": 0})
+    minute = one["minutes"].setdefault(
+        row["ts_event"] // MINUTE_NS * MINUTE_NS, {"prices": [], "volume": 0, "trades": 0}
+    )
     minute["trades"] += 1
     if not row["conditions"] & CONDITION_BITS["official_close"]:
         minute["volume"] += row["size"]
@@ -115,7 +128,11 @@ def test_reduction_agrees_with_a_row_by_row_computation(message: list[dict[str, 
     for number, change in changes.items():
         wanted = expected[number]
         assert (change.price, change.size, change.quote) == (wanted["price"], wanted["size"], wanted["quote"])
-        assert (change.volume, change.count, change.session_date) == (wanted["volume"], wanted["count"], wanted["session"])
+        assert (change.volume, change.count, change.session_date) == (
+            wanted["volume"],
+            wanted["count"],
+            wanted["session"],
+        )
         assert (0 if change.trades is None else len(change.trades.price)) == wanted["trades"]
         minutes = {minute.start: minute for minute in change.minutes}
         assert minutes.keys() == wanted["minutes"].keys()
@@ -123,7 +140,10 @@ def test_reduction_agrees_with_a_row_by_row_computation(message: list[dict[str, 
             prices = wanted["minutes"][start]["prices"]
             shape = (prices[0], max(prices), min(prices), prices[-1]) if prices else (None, None, None, None)
             assert (minute.open, minute.high, minute.low, minute.close) == shape
-            assert (minute.volume, minute.trades) == (wanted["minutes"][start]["volume"], wanted["minutes"][start]["trades"])
+            assert (minute.volume, minute.trades) == (
+                wanted["minutes"][start]["volume"],
+                wanted["minutes"][start]["trades"],
+            )
 
 
 @given(rows, st.integers(1, 39))
@@ -284,7 +304,9 @@ def test_each_revision_of_a_bar_is_sent_once() -> None:
         ("unknown", "open", 0, "unknown"),
     ],
 )
-def test_state_is_the_venues_word_then_its_calendar_then_the_age(venue: str, word: str, age: int, expected: str) -> None:
+def test_state_is_the_venues_word_then_its_calendar_then_the_age(
+    venue: str, word: str, age: int, expected: str
+) -> None:
     assert judged(InstrumentState(1, "A", ts_publish=NOW - age), NOW, venue, word) == expected
 
 

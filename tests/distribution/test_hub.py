@@ -62,7 +62,9 @@ class World:
 
         self.trades.append(subject, count=count, q=self.hub.advance(), at=self.now, render=render)
 
-    def join(self, channel: str = "quotes", symbols: tuple[str, ...] = ("*",), **options: Any) -> tuple[Client, FakeSink]:
+    def join(
+        self, channel: str = "quotes", symbols: tuple[str, ...] = ("*",), **options: Any
+    ) -> tuple[Client, FakeSink]:
         sink = FakeSink()
         client = self.hub.connect(sink)
         self.follow(client, channel, symbols, **options)

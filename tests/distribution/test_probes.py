@@ -9,10 +9,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.conf import settings as django_settings
-from django.core.cache import cache
 from django.test import Client
 
 from distribution import probes
@@ -37,7 +37,7 @@ def fresh_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask anew in every test: answers are kept for a second, the broker's for five."""
     monkeypatch.setattr(probes, "_kept", (0.0, []))
     monkeypatch.setattr("integration.broker._answers", {})
-    cache.delete(canary.CACHE_KEY)
+    monkeypatch.setattr(canary, "CACHE_KEY", f"canary-{uuid4()}")  # parallel tests share one Valkey
 
 
 @pytest.fixture

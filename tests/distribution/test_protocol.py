@@ -55,4 +55,11 @@ def test_data_and_snapshot_frames_are_json() -> None:
     assert frame == {"t": "data", "ch": "quotes", "f": 3, "q": 9, "ms": 12, "rows": [[1, 2], [3, 4]]}
     assert "ms" not in json.loads(protocol.data(channel="quotes", frame=3, q=9, delay_ms=None, rows=[]))
     snap = json.loads(protocol.snap(channel="trades", q=1, recovered=True, rows=["[1]"]))
-    assert snap == {"t": "snap", "ch": "trades", "q": 1, "rec": True, "cols": list(protocol.COLUMNS["trades"]), "rows": [[1]]}
+    assert snap == {
+        "t": "snap",
+        "ch": "trades",
+        "q": 1,
+        "rec": True,
+        "cols": list(protocol.COLUMNS["trades"]),
+        "rows": [[1]],
+    }
