@@ -19,6 +19,7 @@ _QUOTE_SHARE: Final = 0.6
 _VOLATILITY: Final = 0.5  # of the day's range, for the noise around its corner points
 _RUSH: Final = 0.4  # how much busier open and close are than noon
 _SIZE_SIGMA: Final = 0.9
+_STRETCH: Final = 512  # rows turned into Python integers at a time; whole days of all instruments would be 150 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class Day:
     def rows(self) -> Iterator[tuple[int, int, int, int, int, int]]:
         """Give (offset, kind, price, size, ask_price, ask_size) in order."""
         columns = (self.offset, self.kind, self.price, self.size, self.ask_price, self.ask_size)
-        return zip(*(column.tolist() for column in columns), strict=True)
+        for at in range(0, len(self), _STRETCH):
+            yield from zip(*(column[at : at + _STRETCH].tolist() for column in columns), strict=True)
 
 
 def simulate_day(instrument: DemoInstrument, days: Days, number: int, *, rate: float, seed: int) -> Day:
