@@ -2,9 +2,9 @@
 
 import time
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from django.core.cache import cache
 from django.core.management import call_command
 
 from config.pipeline import build
@@ -20,8 +20,9 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture(autouse=True)
-def unmarked() -> None:
-    cache.delete(canary.CACHE_KEY)
+def own_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a mark of its own: parallel tests share one Valkey."""
+    monkeypatch.setattr(canary, "CACHE_KEY", f"canary-{uuid4()}")
 
 
 def message(sequence: int = 1) -> Message:
