@@ -92,7 +92,8 @@ class Environment:
     statement_timeout_ms: int = setting(30_000, "PostgreSQL ends a statement after this many milliseconds; 0 never.", between(0, 3_600_000))
     database_pool: bool = setting(True, "Keep a pool of database connections per process.", shown="1")
     slice_rows: int = setting(250_000, "Rows that a slice of the tick tables should hold; smaller slices are read faster.", between(1_000, 10_000_000))
-    batch_messages: int = setting(5_000, "Most messages that one transaction stores.", between(1, 100_000))
+    batch_messages: int = setting(
+        20_000, "Most messages that one transaction stores.", between(1, 100_000))
     bar_grace_ms: int = setting(2_000, "How long after its end a bar still waits for late trades.", between(0, 600_000))
     canary_interval_ms: int = setting(2_000, "Milliseconds between two canary events through the whole path; 0 sends none.", between(0, 3_600_000))
     standby_after_ms: int = setting(3_000, "A sequencer that has not renewed its lease for so many milliseconds is replaced.", between(500, 60_000))

@@ -37,9 +37,10 @@ from tests.bench.typical import TypicalLoop, create_tables, timed
 
 ROUNDS = 3
 TYPICAL_EVENTS = 10_000
-JSON_EVENTS = 150_000
+JSON_EVENTS = 220_000
 ARROW_TICKS = 750_000
-BATCH = 5_000
+BATCH = 20_000  # ticks a transaction, for both forms
+ARROW_MESSAGES = BATCH // market.ARROW_ROWS
 LATENCY_SECONDS = 6
 BROKER_JSON = 75_000
 BROKER_ARROW = 1_000_000
@@ -127,7 +128,7 @@ def ratios(topic: str, aliases: dict[str, int]) -> dict[str, float]:
         typical_wall, typical_cpu = timed(loop, [*market.json_messages(TYPICAL_EVENTS, number, session + 1)])
         json_ticks, json_wall, json_cpu = ours(topic, f"json-{number}", events, BATCH)
         arrow = list(market.arrow_messages(ARROW_TICKS, number, session + 2))
-        arrow_ticks, arrow_wall, arrow_cpu = ours(topic, f"arrow-{number}", arrow, 1)
+        arrow_ticks, arrow_wall, arrow_cpu = ours(topic, f"arrow-{number}", arrow, ARROW_MESSAGES)
         typical, by_json, by_arrow = TYPICAL_EVENTS / typical_wall, json_ticks / json_wall, arrow_ticks / arrow_wall
         rows.append(
             {
