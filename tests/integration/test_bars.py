@@ -476,6 +476,14 @@ def test_a_batch_that_spans_many_minutes_closes_them_all() -> None:
     assert [bar.trade_count for bar in rig.shown([], MONDAY + HOUR)] == [8]
 
 
+def test_the_third_open_bar_closes_the_oldest_and_not_the_one_in_its_grace() -> None:
+    rig = listening()
+    for minute in (0, 3, 6):  # each bar's place was another one's before
+        rows = [Row(MONDAY + (minute + i) * MINUTE + (i == 2), minute + i + 1) for i in range(3)]
+        told = rig.shown(rows, MONDAY)
+        assert [bar.open for bar in told] == [minute - 1, minute, minute + 1][0 if minute else 2 :]
+
+
 def test_rows_of_one_batch_are_never_late_among_themselves() -> None:
     rig = listening()
     assert rig.shown([Row(MONDAY + 10 * MINUTE, 5), Row(MONDAY, 6)], MONDAY)[0].reason == "first"
@@ -505,6 +513,13 @@ def test_a_clock_that_runs_backwards_changes_nothing() -> None:
     (late,) = rig.shown([Row(MONDAY - 5 * MINUTE, 9)], MONDAY - DAY)
     assert late.reason == "late_trade"
     assert len(rig.shown([], MONDAY + MINUTE + 2 * SECOND)) == 1
+
+
+def test_a_new_instrument_is_judged_by_the_highest_clock_of_its_partition() -> None:
+    rig = listening()
+    rig.fold([], MONDAY + HOUR)
+    rig.fold([], MONDAY - DAY)
+    assert rig.shown([Row(MONDAY, 5)], MONDAY)[0].reason == "late_trade"
 
 
 def test_no_trade_no_bar() -> None:
@@ -666,6 +681,21 @@ def test_an_overnight_day_is_complete_when_we_heard_it_since_the_open(joined: st
     rig.fold([], ns(joined))
     (bar,) = rig.shown([Row(MONDAY, 5)], MONDAY + DAY, timeframe="1d")
     assert (bar.is_partial, bar.is_final, bar.session_date) == (partial, True, 20_458)
+
+
+def test_an_instrument_is_as_complete_as_the_partition_we_joined_last() -> None:
+    rig = listening()
+    rig.fold([Row(MONDAY + 90 * SECOND, 5)], MONDAY + 90 * SECOND, partition=9)
+    told = rig.fold([Row(MONDAY, 5)], MONDAY + HOUR, partition=7) + rig.fold([], MONDAY + HOUR, partition=9)
+    partials = {bar.start: bar.is_partial for bar in told if (bar.timeframe, bar.source_id) == ("1m", 0)}
+    assert partials == {MONDAY: True, MONDAY + MINUTE: True}
+
+
+def test_a_partial_day_stays_partial_when_it_is_told_again() -> None:
+    rig = Rig(tables={1: NEW_YORK})
+    rig.fold([Row(MONDAY + HOUR, 5)], MONDAY + HOUR)
+    assert rig.shown([], CLOSE + 2 * SECOND, timeframe="1d")[0].is_partial
+    assert rig.shown([], MIDNIGHT + 2 * SECOND, timeframe="1d")[0].is_partial
 
 
 CLOSE = ns("2026-01-05T21:00:00")

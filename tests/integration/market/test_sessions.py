@@ -84,7 +84,8 @@ def test_session_dates(name: str, ts: str, expected: str) -> None:
         ("XNYS", "2026-03-06T14:29:00", "closed"),  # before the clocks change
         ("XNYS", "2026-03-09T13:30:00", "open"),  # after
         ("XNYS", "2026-01-10T15:00:00", "closed"),
-        ("XNYS", "2023-12-31T23:59:59", "unknown"),
+        ("XNYS", "2024-01-02T04:59:59.999999999", "unknown"),  # the table begins at the midnight of its first session
+        ("XNYS", "2024-01-02T05:00:00", "closed"),
         ("XNYS", "2030-01-01T15:00:00", "unknown"),
         ("CMES", "2026-01-05T23:00:00", "open"),
         ("CMES", "2026-01-10T12:00:00", "closed"),
