@@ -15,7 +15,7 @@ LOCKS := requirements.txt requirements-embedded.txt requirements-dev.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-browser coverage lint bench lock clean
+.PHONY: help setup run test test-browser coverage lint bench faults lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -61,6 +61,9 @@ lint: $(STAMP) ## Check import floors, style, types, Django and migrations
 
 bench: $(STAMP) ## Measure (SUITE=ingest, ...); the last line is JSON
 	@exec $(BIN)/python -m tests.bench $(SUITE)
+
+faults: $(STAMP) ## Kill the processes 100 times over 200,000 events (ARGS); the last line is JSON
+	@exec $(BIN)/python -m tests.faults $(ARGS)
 
 lock: ## Compile the requirements files again (newest versions that fit)
 	@for name in "" -embedded -dev -demo; do \

@@ -23,6 +23,8 @@ from integration.market.ticks import Ticks
 TICKS_TOPIC: Final = "ticks"
 BARS_TOPIC: Final = "bars"
 ECHO_TOPIC: Final = "echo"
+# About 3 MB: a broker takes 5 MiB at most, and a batch may hold more than one message of input.
+TICKS_PER_MESSAGE: Final = 32_768
 _VERSION: Final = 1
 
 DeliveredRow = tuple[int, int, str, int, int, int, int, int, int, int]
@@ -117,8 +119,8 @@ class Sequencer:
         if batch.is_canary:
             return self._fold_canary(batch)
         messages = []
-        if len(batch.ticks):
-            head = self._number_ticks(batch.ticks.instrument_id)
+        for start in range(0, len(batch.ticks), TICKS_PER_MESSAGE):
+            head = self._number_ticks(batch.ticks.instrument_id, start)
             payload = tick_message(batch.ticks, head, batch.id, self.pub_seq, self.epoch)
             messages.append(Outgoing(TICKS_TOPIC, self._numbers.next_message(TICKS_TOPIC), "", payload, head))
         folded = self._builder.fold(batch.ticks, batch.clock, batch.partition)
@@ -172,15 +174,16 @@ class Sequencer:
         )
         return Sequenced(self.pub_seq, batch.id, 0, [], [], GapChanges(), messages)
 
-    def _number_ticks(self, instrument_id: npt.NDArray[np.int32]) -> bytes:
-        """Give every instrument of the batch its next numbers; the answer is the first number of each."""
+    def _number_ticks(self, instrument_ids: npt.NDArray[np.int32], start: int) -> bytes:
+        """Give the instruments of one message their next numbers; the answer is where it starts in the batch, and the first number of each."""
+        instrument_id = instrument_ids[start : start + TICKS_PER_MESSAGE]
         counts = np.bincount(instrument_id, minlength=len(self._numbers.ticks))
         if len(counts) > len(self._numbers.ticks):
             self._numbers.ticks = np.pad(self._numbers.ticks, (0, len(counts) - len(self._numbers.ticks)))
         present = np.flatnonzero(counts)
         first = self._numbers.ticks[present] + 1
         self._numbers.ticks[: len(counts)] += counts
-        return np.stack((present, first)).astype("<i8").tobytes()
+        return np.concatenate(([start], present, first)).astype("<i8").tobytes()
 
     def _follow_gaps(self, batch: CommittedBatch) -> GapChanges:
         ticks, others = batch.ticks, batch.identities
@@ -222,8 +225,11 @@ class Sequencer:
 
 
 def tick_message(ticks: Ticks, head: bytes, batch_id: int, pub_seq: int, epoch: int) -> bytes:
-    """Build the `integrated/ticks` message of a batch from its stored ticks and the first number of each instrument."""
-    present, first = np.frombuffer(head, "<i8").reshape(2, -1)
+    """Build an `integrated/ticks` message of a batch from its stored ticks, where it starts in them, and each instrument's first number."""
+    numbers = np.frombuffer(head, "<i8")
+    start, (present, first) = int(numbers[0]), numbers[1:].reshape(2, -1)
+    if len(ticks) > TICKS_PER_MESSAGE:
+        ticks = ticks.take(np.arange(start, min(start + TICKS_PER_MESSAGE, len(ticks))))
     order = np.argsort(ticks.instrument_id, kind="stable")
     ids = ticks.instrument_id[order]
     starts = np.searchsorted(ids, present)

@@ -1,6 +1,7 @@
 """Killed at named points and at random: nothing lost, nothing twice, no hole. And the proof itself is tried on mistakes."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from tests.stack import PulsarNamespace
 
 
 @pytest.fixture
-def trial(transactional_db: None, pulsar_namespace: PulsarNamespace, tmp_path: Path) -> Trial:
+def trial(transactional_db: None, pulsar_namespace: PulsarNamespace, tmp_path: Path) -> Iterator[Trial]:
     world = build_world(pulsar_namespace.topic("equities"))
-    return Trial(
-        world, pulsar_namespace.client(), pulsar_namespace.name, pulsar_namespace.name, tmp_path / "processes.log"
-    )
+    name = pulsar_namespace.name
+    made = Trial(world, pulsar_namespace.client(), name, name, tmp_path / "processes.log")
+    yield made
+    for runner in made.runners:
+        runner.stop()
 
 
 def test_kills_lose_and_repeat_nothing(trial: Trial) -> None:
@@ -30,24 +33,21 @@ def test_kills_lose_and_repeat_nothing(trial: Trial) -> None:
 def test_every_named_point_is_survived(trial: Trial) -> None:
     """One after the other, so that each point is surely reached."""
     consumer, sequencer = trial.runners[0], trial.runners[2]
-    for runner in (consumer, sequencer):
+    for runner, other in ((consumer, sequencer), (sequencer, consumer)):
+        runner.stop()
+        if other.process is None:
+            other.start()
         for point in POINTS[runner.command]:
             runner.start("--crash-at", f"{point}:2")
-            other = sequencer if runner is consumer else consumer
-            if other.process is None:
-                other.start()
             end = time.monotonic() + 60
             while not runner.has_died():
                 trial.send(20)
                 time.sleep(0.1)
                 assert time.monotonic() < end, f"{point} was not reached"
-    assert consumer.exits + sequencer.exits == [-9] * (len(POINTS["consume_ticks"]) + len(POINTS["sequence_ticks"]))
+        assert runner.exits == [-9] * len(POINTS[runner.command])
+        runner.start()
     trial.restart_without_traps()
-    try:
-        trial.drain(30)
-    finally:
-        for runner in trial.runners:
-            runner.stop()
+    trial.drain(30)
     account = trial.account()
     assert account.is_clean, (account, trial.log.read_text()[-3000:])
 
@@ -65,11 +65,13 @@ def test_mistakes_are_caught(trial: Trial, mutant: str, trap: tuple[str, str]) -
         "consume_ticks", environment(trial.normalized, trial.integrated, MDI_BATCH_MESSAGES="50"), trial.log
     )
     consumer.start("--mutant", mutant, *trap)
+    trial.runners.append(consumer)
     trial.send(2000)
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline and not consumer.has_died():
         time.sleep(0.1)
-    consumer.start("--mutant", mutant) if consumer.process is None else None
+    if consumer.process is None:
+        consumer.start("--mutant", mutant)
     trial.drain(8)
     consumer.stop()
     account = trial.account()
