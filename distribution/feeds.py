@@ -138,6 +138,7 @@ class TickReader(TopicReader):
 
     def between(self) -> None:
         if self.reload.is_set() and time.monotonic() - self._loaded_at > RELOAD_AT_MOST_EVERY_S:
+            metrics.FEED_RELOADS.inc()
             self._load()
 
     def _load(self) -> None:

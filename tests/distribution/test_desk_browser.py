@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Response, expect, sync_playwright
 
 from distribution.feeds import Desk
 from integration.market.units import NANOS
 from integration.models import Gap, Source
 from tests.distribution.conftest import Site, until
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
 SCRIPT_LIMIT = 300_000
 
@@ -33,12 +33,16 @@ class Visit:
     scripts: dict[str, int] = field(default_factory=dict)
 
     def watch(self) -> None:
-        self.page.on("console", lambda message: message.type in ("error", "warning") and self.problems.append(message.text))
+        self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("requestfailed", lambda request: self.problems.append(f"failed: {request.url}"))
         self.page.on("response", self._response)
 
-    def _response(self, response: Any) -> None:
+    def _console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.problems.append(message.text)
+
+    def _response(self, response: Response) -> None:
         if response.status >= 400:
             self.problems.append(f"{response.status}: {response.url}")
         if response.url.endswith(".js"):
@@ -96,7 +100,7 @@ def test_a_tick_is_seen_to_arrive(visit: Any, site: Site) -> None:
     expect(opened.page.locator("#chart-legend")).to_contain_text("C 187.15")
     site.publisher.trade(apple, 188_000_000_000)
     expect(opened.cell("AAPL.SIMX", "last")).to_have_text("188.00")
-    expect(opened.page.locator('#table tr[data-id="%d"] .arrow' % apple)).to_have_attribute("data-direction", "up")
+    expect(opened.page.locator(f'#table tr[data-id="{apple}"] .arrow')).to_have_attribute("data-direction", "up")
     expect(opened.page.locator("#chart-legend")).to_contain_text("H 188.00")
     expect(opened.cell("EURUSD.SIMX", "last")).to_have_text("–")
     site.publisher.trade(site.market.ids["EURUSD.SIMX"], 1_084_110_000)
@@ -244,7 +248,15 @@ def test_closed_bars_and_their_revisions_are_drawn(visit: Any, site: Site) -> No
     site.publisher.bar(apple, "AAPL.SIMX", start, open=10 * NANOS, high=12 * NANOS, low=9 * NANOS, close=11 * NANOS)
     expect(opened.page.locator("#chart-legend")).to_contain_text("H 12.00", timeout=20_000)
     site.publisher.bar(
-        apple, "AAPL.SIMX", start, open=10 * NANOS, high=13 * NANOS, low=9 * NANOS, close=11 * NANOS, revision=2, reason="late_trade"
+        apple,
+        "AAPL.SIMX",
+        start,
+        open=10 * NANOS,
+        high=13 * NANOS,
+        low=9 * NANOS,
+        close=11 * NANOS,
+        revision=2,
+        reason="late_trade",
     )
     expect(opened.page.locator("#chart-legend")).to_contain_text("H 13.00", timeout=20_000)
     assert opened.problems == []

@@ -132,12 +132,12 @@ def bar(instrument: int, start: int, **facts: Any) -> Bar:
         "revision": 1,
         "reason": "first",
         "session_date": datetime.fromtimestamp(start / 1e9, UTC).date(),
-        "open": Decimal("10"),
-        "high": Decimal("12"),
-        "low": Decimal("9"),
-        "close": Decimal("11"),
-        "volume": Decimal("100"),
-        "turnover": Decimal("1050"),
+        "open": Decimal(10),
+        "high": Decimal(12),
+        "low": Decimal(9),
+        "close": Decimal(11),
+        "volume": Decimal(100),
+        "turnover": Decimal(1050),
         "trade_count": 5,
         "first_ts": start,
         "last_ts": start + 1,
@@ -153,7 +153,7 @@ def test_bars_are_ascending_unique_and_the_newest_revision(signed_in: Client, ma
         bar(apple, start - minutes * MINUTE_NS)
     bar(apple, start - 2 * MINUTE_NS, revision=2, reason="late_trade", close=Decimal("11.5"))
     bar(apple, start - 2 * MINUTE_NS, source_id=4)
-    answer = signed_in.get("/api/desk/bars", {"instrument": apple, "timeframe": "1m", "limit": 2}).json()
+    answer = signed_in.get("/api/desk/bars", {"instrument": str(apple), "timeframe": "1m", "limit": "2"}).json()
     assert [row[0] for row in answer["bars"]] == [start - 2 * MINUTE_NS, start - MINUTE_NS]
     assert answer["bars"][0][4] == "11.5"
     assert answer["open_start"] <= time.time_ns() < answer["open_end"] + MINUTE_NS
@@ -165,7 +165,7 @@ def test_a_longer_bar_comes_with_the_minutes_of_the_one_in_the_making(signed_in:
     bar(apple, day - 1440 * MINUTE_NS, timeframe="1d")
     bar(apple, day)
     bar(apple, day - MINUTE_NS)
-    answer = signed_in.get("/api/desk/bars", {"instrument": apple, "timeframe": "1d"}).json()
+    answer = signed_in.get("/api/desk/bars", {"instrument": str(apple), "timeframe": "1d"}).json()
     assert (len(answer["bars"]), answer["open_start"]) == (1, day)
     assert [row[0] for row in answer["minutes"]] == [day]
 
@@ -214,7 +214,7 @@ class Store:
     def _trade(self, row: dict[str, int]) -> None:
         self.sequence += 1
         SliceMap("trade").ensure(np.array([row["ts_event"]], np.int64))
-        facts = {
+        facts: dict[str, Any] = {
             "ts_publish": row["ts_event"], "source_id": self.source.pk, "channel": 0, "session": 0, "sequence": self.sequence,
             "batch_id": self.batches, "conditions": 0, "flags": 0, "trade_id": 0, "size": NANOS,
             "session_date": datetime.fromtimestamp(row["ts_event"] / 1e9, UTC).date(),
@@ -238,7 +238,7 @@ def test_the_stored_state_and_the_stream_on_top_of_it_count_every_trade_once(mar
     cancelled = {**fresh, "price": 98 * NANOS, "flags": FLAG_CANCEL}
     store.batch([fresh, odd, cancelled], pub_seq=2)
     store.batch([{**fresh, "price": 77 * NANOS}], pub_seq=None)  # not numbered yet: its message will come
-    bar(apple, minute - MINUTE_NS, volume=Decimal("2"), open=Decimal("9"), close=Decimal("10"), trade_count=2)
+    bar(apple, minute - MINUTE_NS, volume=Decimal(2), open=Decimal(9), close=Decimal(10), trade_count=2)
     bar(apple, minute - 1440 * MINUTE_NS, timeframe="1d", close=Decimal("9.5"), session_date=date(2020, 1, 1))
     snapshot = selectors.board_snapshot(now)
     state = next(state for state in snapshot.instruments if state.id == apple)

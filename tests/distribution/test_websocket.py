@@ -32,7 +32,7 @@ class Connection:
         """Give the next frame of this kind with these facts."""
         async with asyncio.timeout(20):
             while True:
-                found = json.loads(await self.socket.recv())
+                found: dict[str, Any] = json.loads(await self.socket.recv())
                 self.frames.append(found)
                 if found["t"] == kind and all(found.get(name) == value for name, value in facts.items()):
                     return found
@@ -50,9 +50,9 @@ class Connection:
 
     def newest(self, channel: str) -> list[Any]:
         """Give the last data row that came on a channel."""
-        return next(
-            frame["rows"][-1] for frame in reversed(self.frames) if frame["t"] == "data" and frame["ch"] == channel
-        )  # type: ignore[no-any-return]
+        frames = [frame for frame in self.frames if frame["t"] == "data" and frame["ch"] == channel]
+        rows: list[list[Any]] = frames[-1]["rows"]
+        return rows[-1]
 
 
 def connect(site: Site, cookie: str, **options: Any) -> Any:

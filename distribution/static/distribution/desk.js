@@ -35,15 +35,18 @@ function showConnection() {
   connection.dataset.state = state;
   connection.querySelector("[data-word]").textContent = word;
   connection.querySelector("[data-detail]").textContent = detail;
-  connection.title = detail;
+  if (word !== "live") connection.title = detail;
   document.body.dataset.link = link.state === "open" && service.state === "live" ? "live" : link.since || service.state === "reconnecting" ? "lost" : "waiting";
   showBanner();
 }
 
 function lagText() {
-  if (!lags.length) return "no ticks in the last second";
-  const worst = Math.max(...lags.map(([, ms]) => ms)) + feed.roundTrip / 2;
-  return `lag ${worst < 1000 ? `${Math.round(worst)} ms` : `${(worst / 1000).toFixed(1)} s`}`;
+  if (!lags.length) return "no ticks in the last 3 s";
+  const sorted = lags.map(([, ms]) => ms + feed.roundTrip / 2).sort((a, b) => a - b);
+  const text = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+  const median = text(sorted[sorted.length >> 1]);
+  connection.title = `From the upstream broker to this page, in the last 3 s: median ${median}, worst ${text(sorted.at(-1))}`;
+  return `lag ${median}`;
 }
 
 function showBanner() {
@@ -203,7 +206,7 @@ function note(kind, severity, text) {
 
 setInterval(() => {
   const now = performance.now();
-  lags = lags.filter(([at]) => now - at < 1000);
+  lags = lags.filter(([at]) => now - at < 3000);
   showConnection();
   showVenues();
 }, 1000);
