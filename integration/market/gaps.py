@@ -47,7 +47,8 @@ class GapTracker:
         changes = GapChanges()
         for key, numbers in _by_channel(source_id, channel, session, sequence):
             self._arrive(key, numbers, partition, changes)
-        for key, state in self.channels.items():
+        # Sorted, as a checkpoint writes them: the order of arrival is not kept over a restart.
+        for key, state in sorted(self.channels.items(), key=lambda item: item[0]):
             self._settle(key, state, changes)
         return changes
 

@@ -1,0 +1,80 @@
+"""Gaps: judged on the union of partitions, below their common clock, settled after a while; the same whatever the batches."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from integration.market.gaps import SETTLE_NS, GapChanges, GapTracker
+
+KEY = (1, 0, 7)
+
+
+def fold(tracker: GapTracker, partition: int, clock: int, *sequences: int, channel: int = 0) -> GapChanges:
+    numbers = np.array(sequences, np.int64)
+    same = np.ones(len(numbers), np.int64)
+    return tracker.fold(partition, clock, same, same * channel, same * 7, numbers)
+
+
+def test_hole_opens_once_it_has_settled_and_closes_when_it_fills() -> None:
+    tracker = GapTracker()
+    assert fold(tracker, 1, 10, 1, 2, 5, 6).opened == []
+    assert fold(tracker, 1, 10 + SETTLE_NS - 1).opened == []
+    assert fold(tracker, 1, 10 + SETTLE_NS).opened == [(*KEY, 3, 4)]
+    assert fold(tracker, 1, 10 + 2 * SETTLE_NS).opened == []
+    changes = fold(tracker, 1, 10 + 3 * SETTLE_NS, 4, 3)
+    assert (changes.opened, changes.closed) == ([], [(*KEY, 3, 4)])
+
+
+def test_part_of_a_hole_that_fills_leaves_the_rest_open() -> None:
+    tracker = GapTracker()
+    fold(tracker, 1, 10, 1, 10)
+    fold(tracker, 1, 10 + SETTLE_NS)
+    changes = fold(tracker, 1, 11 + SETTLE_NS, 4, 5)
+    assert changes.closed == [(*KEY, 2, 9)]
+    assert changes.opened == [(*KEY, 2, 3), (*KEY, 6, 9)]
+
+
+def test_hole_that_fills_in_time_is_none() -> None:
+    tracker = GapTracker()
+    fold(tracker, 1, 10, 1, 3)
+    fold(tracker, 1, 11, 2)
+    assert fold(tracker, 1, 10 + 9 * SETTLE_NS).opened == []
+
+
+def test_channel_over_two_partitions_is_judged_on_their_union_below_the_slower_clock() -> None:
+    tracker = GapTracker()
+    fold(tracker, 1, 10, 1, 3, 5)
+    fold(tracker, 2, 10, 2)
+    # 4 may still lie on the slower partition.
+    assert fold(tracker, 1, 10 + 9 * SETTLE_NS, 7).opened == []
+    assert fold(tracker, 2, 11, 4).opened == []
+    assert fold(tracker, 2, 20 * SETTLE_NS).opened == []
+    assert fold(tracker, 1, 20 * SETTLE_NS).opened == [(*KEY, 6, 6)]
+
+
+def test_first_number_seen_begins_the_channel_and_unnumbered_events_have_no_gaps() -> None:
+    tracker = GapTracker()
+    fold(tracker, 1, 10, 1000, 1001)
+    fold(tracker, 1, 10, 5, 99, channel=-1)
+    assert fold(tracker, 1, 10 * SETTLE_NS).opened == []
+    assert tracker.channels.keys() == {KEY}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sets(st.integers(1, 40), min_size=1), st.randoms(use_true_random=False), st.integers(1, 10))
+def test_in_the_end_the_open_gaps_are_the_numbers_that_never_came(present: set[int], chance: object, size: int) -> None:
+    numbers = sorted(present)
+    chance.shuffle(numbers)  # type: ignore[attr-defined]
+    tracker, still_open, clock = GapTracker(), set(), 10
+    lowest = min(numbers[:size])
+    for start in [*range(0, len(numbers), size), len(numbers), len(numbers) + 1]:
+        clock += SETTLE_NS // 2 if start < len(numbers) else 2 * SETTLE_NS
+        changes = fold(tracker, start % 2, clock, *numbers[start : start + size])
+        for other in (0, 1):
+            tracker.clocks[other] = clock
+        still_open = (still_open | set(changes.opened)) - set(changes.closed) | (
+            set(changes.opened) & set(changes.closed)
+        )
+        tracker = GapTracker.load(tracker.dump())
+    missing = {number for _, _, _, first, last in still_open for number in range(first, last + 1)}
+    assert missing == set(range(lowest, max(present))) - present
