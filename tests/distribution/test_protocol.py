@@ -1,10 +1,12 @@
 """What clients may say: strict, bounded, and every refusal has a code."""
 
 import json
+from pathlib import Path
 
 import pytest
+from prometheus_client import Counter, Gauge
 
-from distribution import protocol
+from distribution import metrics, protocol
 
 
 def test_requests_are_read() -> None:
@@ -63,3 +65,19 @@ def test_data_and_snapshot_frames_are_json() -> None:
         "cols": list(protocol.COLUMNS["trades"]),
         "rows": [[1]],
     }
+
+
+def test_the_documentation_names_every_channel_column_operation_code_and_metric() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "websocket.md").read_text()
+    for channel, columns in protocol.COLUMNS.items():
+        assert f"`{channel}`" in text
+        assert ", ".join(columns) in text, channel
+    codes = [value for name, value in vars(protocol).items() if name.startswith("CLOSE_")]
+    assert len(codes) == 6
+    for word in (*protocol.OPERATIONS, *codes):
+        assert f"`{word}`" in text or f"| {word} |" in text, word
+    for metric in vars(metrics).values():
+        if isinstance(metric, Counter | Gauge):
+            (family,) = metric.describe()
+            name = family.name + ("_total" if isinstance(metric, Counter) else "")
+            assert f"`{name}`" in text
