@@ -44,6 +44,7 @@ _CLOCK_STEP_NS: Final = 60 * SECOND_NS
 _CLOCK_RUNS_ON_NS: Final = 26 * 3_600 * SECOND_NS
 _WAIT_S: Final = 0.2
 _CHECK_EVERY_S: Final = 1.0
+_ABANDONED_S: Final = 5.0
 _RELEASE_ROWS: Final = 1_000
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -56,6 +57,7 @@ class Owned:
     position: Position
     state: PartitionState
     snapshot_number: int
+    next_batch_id: int
     lanes_tried_at: int = 0
 
 
@@ -107,6 +109,7 @@ class PartitionWorker:
     def close(self) -> None:
         """Stop reading and hand the lease back."""
         self.source.close()
+        self.in_flight.close()
         if self.owned is not None:
             with suppress(DatabaseError):
                 leases.release(self.owned.lease)
@@ -141,21 +144,32 @@ class PartitionWorker:
         if self.is_paused and not was_paused:
             self.pending.clear()
             self.source.reopen()
-        if self.owned is not None and not self.is_paused:
+        if self.is_paused:
+            return
+        if self.owned is None and self._is_asked_to_release():
+            # No message has come that would show whose partition this is: serve it unless another consumer does.
+            lease = leases.acquire_if_stale(self.partition, self.holder, stale_after_s=_ABANDONED_S)
+            self.owned = self._taken(lease) if lease else None
+        if self.owned is not None:
             leases.renew(self.owned.lease)
             self._release_requested()
             self._release_lanes()
 
+    def _is_asked_to_release(self) -> bool:
+        requested = QuarantinedEvent.State.RELEASE_REQUESTED
+        return QuarantinedEvent.objects.filter(position__partition=self.partition, state=requested).exists()
+
     def _own(self) -> Owned:
         if self.owned is None:
-            lease = leases.acquire(self.partition, self.holder)
-            reference = self.references.current()
-            position = storage.open_position(self.partition, Subscription.objects.get(topic=self.topic))
-            state = storage.load_state(position, reference, self.slots)
-            self.owned = Owned(lease, position, state, position.snapshot_number)
-            log.info("partition taken", partition=self.partition, epoch=lease.epoch, number=position.number)
+            self.owned = self._taken(leases.acquire(self.partition, self.holder))
             self._release_lanes()
         return self.owned
+
+    def _taken(self, lease: HeldLease) -> Owned:
+        position = storage.open_position(self.partition, Subscription.objects.get(topic=self.topic))
+        state = storage.load_state(position, self.references.current(), self.slots)
+        log.info("partition taken", partition=self.partition, epoch=lease.epoch, number=position.number)
+        return Owned(lease, position, state, position.snapshot_number, storage.next_batch_id())
 
     def _forget(self) -> None:
         """Throw away all that was remembered, and the connection whose transaction may be in any state."""
@@ -233,6 +247,7 @@ class PartitionWorker:
         )
         processed = time.perf_counter()
         facts = BatchFacts(
+            batch_id=owned.next_batch_id,
             position_id=owned.position.pk,
             number=owned.position.number + 1,
             lease=owned.lease,
@@ -255,7 +270,7 @@ class PartitionWorker:
         snapshot = b""
         if facts.number - 1 - owned.snapshot_number >= storage.SNAPSHOT_EVERY:
             snapshot = storage.pack_snapshot(owned.state, self.slots)
-        storage.record(outcome, facts, snapshot, self.now_ns, self.reached)
+        owned.next_batch_id = storage.record(outcome, facts, snapshot, self.now_ns, self.reached)
         # Only now: an exception above leaves the state as it was before the batch, and it is thrown away.
         adopt(owned.state, outcome)
         owned.position.number, owned.position.clock = facts.number, facts.clock
@@ -314,7 +329,13 @@ class PartitionWorker:
             self._commit(
                 outcome,
                 BatchFacts(
-                    owned.position.pk, owned.position.number + 1, owned.lease, empty.reference, self.now_ns(), settled
+                    batch_id=owned.next_batch_id,
+                    position_id=owned.position.pk,
+                    number=owned.position.number + 1,
+                    lease=owned.lease,
+                    reference=empty.reference,
+                    ts_received=self.now_ns(),
+                    clock=settled,
                 ),
             )
 

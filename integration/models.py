@@ -6,6 +6,7 @@ Holds tables and constraints only. Trade and Quote are range-partitioned by `ts_
 
 from django.contrib.postgres.constraints import ExclusionConstraint
 from django.contrib.postgres.fields import RangeBoundary, RangeOperators
+from django.contrib.postgres.indexes import BrinIndex
 from django.core.validators import RegexValidator
 from django.db import models
 from django.db.models import F, Func, Q
@@ -97,7 +98,7 @@ class Listing(models.Model):
     venue = models.ForeignKey(Venue, on_delete=models.PROTECT, related_name="listings")
     currency = models.CharField(max_length=3, validators=[RegexValidator(r"^[A-Z]{3}$")], help_text="ISO 4217")
     price_unit = NanosField(default=1, help_text="0.01 when quoted in pence of the currency.")
-    tick_size = NanosField(null=True, blank=True)
+    tick_size = NanosField(null=True, blank=True)  # type: ignore[misc]  # one field type serves nullable columns too
     is_primary = models.BooleanField(default=True)
 
     class Meta:
@@ -274,7 +275,6 @@ class Batch(models.Model):
     rejected_count = models.IntegerField(default=0)
     parked_count = models.IntegerField(default=0)
     duplicate_count = models.IntegerField(default=0)
-    first_message_id = models.BinaryField(default=b"")
     last_message_id = models.BinaryField(default=b"")
     payload = models.BinaryField(default=b"", help_text="Arrow stream of the accepted ticks.")
     extras = models.BinaryField(
@@ -288,7 +288,10 @@ class Batch(models.Model):
             models.UniqueConstraint(fields=["position", "number"], name="batch_number_once_per_partition"),
             models.UniqueConstraint(fields=["pub_seq"], name="pub_seq_once"),
         ]
-        indexes = [models.Index(fields=["id"], condition=Q(pub_seq=None), name="batch_unnumbered")]
+        indexes = [
+            models.Index(fields=["id"], condition=Q(pub_seq=None), name="batch_unnumbered"),
+            BrinIndex(fields=["ts_processed"], name="batch_processed"),
+        ]
 
     def __str__(self) -> str:
         return f"batch {self.pk}"
@@ -518,7 +521,7 @@ class QuarantinedEvent(models.Model):
 
     class Meta:
         indexes = [
-            models.Index(fields=["state", "code"], name="quarantine_by_reason"),
+            models.Index(fields=["state", "code", "created_at"], name="quarantine_by_reason"),
             models.Index(fields=["channel", "session", "sequence"], name="quarantine_by_identity"),
             models.Index(
                 fields=["position", "id"],

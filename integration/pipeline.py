@@ -402,14 +402,11 @@ class _Flow:
             (r.source_id, r.rejection.channel, r.rejection.session, r.rejection.sequence, r.rejection.ts_event)
             for r in self.refused + self.parked
         ]
-        extra = np.array(others, np.int64).reshape(-1, 5)
-        return Identities(
-            np.r_[ticks.source_id, extra[:, 0].astype(np.int32)],
-            np.r_[ticks.channel, extra[:, 1].astype(np.int32)],
-            np.r_[ticks.session, extra[:, 2]],
-            np.r_[ticks.sequence, extra[:, 3]],
-            np.r_[ticks.ts_event, extra[:, 4]],
-        )
+        columns = (ticks.source_id, ticks.channel, ticks.session, ticks.sequence, ticks.ts_event)
+        if not others:
+            return Identities(*columns)
+        extra = np.array(others, np.int64).T
+        return Identities(*(np.concatenate((mine, more)) for mine, more in zip(columns, extra, strict=True)))
 
     def _drop(self, repeats: list[int], made: list[Refused], gone: npt.NDArray[np.bool_]) -> None:
         """Take positions of `_identities` out of their lists; `made` are the refusals that stand for some of them."""

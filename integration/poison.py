@@ -5,6 +5,7 @@ The count is a file per partition, written before decoding and removed after; it
 
 import hashlib
 import multiprocessing
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from integration.market.ticks import Decoder, Message
 
 MAX_ATTEMPTS: Final = 3
 _CHILD_TIMEOUT_S: Final = 60
+_NOTE_BYTES: Final = 17  # a digest and a count
 
 
 class InFlight:
@@ -22,21 +24,30 @@ class InFlight:
 
     def __init__(self, folder: Path, partition: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / hashlib.blake2b(partition.encode(), digest_size=8).hexdigest()
+        # Kept open: this is written before every batch. The page cache outlives the process, which is enough.
+        self._file = os.open(folder / _digest(partition.encode()).hex(), os.O_RDWR | os.O_CREAT, 0o600)
 
     def begin(self, messages: Sequence[Message]) -> bool:
         """Note an attempt on these messages; true when earlier attempts on the same first message never ended."""
-        name = hashlib.blake2b(messages[0].data, digest_size=16).hexdigest()
-        attempts = 1
-        if self._path.exists():
-            before, _, count = self._path.read_text().partition(" ")
-            attempts = int(count) + 1 if before == name else 1
-        self._path.write_text(f"{name} {attempts}")
+        name = _digest(messages[0].data)
+        noted = os.pread(self._file, _NOTE_BYTES, 0)
+        attempts = noted[-1] + 1 if noted[:-1] == name else 1
+        os.pwrite(self._file, name + bytes([min(attempts, 255)]), 0)
         return attempts >= MAX_ATTEMPTS
 
     def done(self) -> None:
         """Note that decoding came back, with whatever answer."""
-        self._path.unlink(missing_ok=True)
+        os.pwrite(self._file, bytes(_NOTE_BYTES), 0)
+
+    def close(self) -> None:
+        """Let go of the file; again does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def find_poison(messages: Sequence[Message], decode: Decoder) -> list[int]:

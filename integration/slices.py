@@ -19,6 +19,7 @@ WIDTHS_NS: Final = tuple(seconds * NS for seconds in (10, 60, 300, 900, 3_600, 2
 MAX_NEW_SLICES: Final = 64
 _END_OF_TIME: Final = 2**63 - 1
 _RATE_WINDOW_S: Final = 600
+_FIRST_WIDTH_NS: Final = 900 * NS
 # Any number that no other part of the service locks: "slice" as ASCII.
 _ADVISORY_LOCK: Final = 0x736C696365
 
@@ -130,4 +131,6 @@ def _rows_per_second() -> float:
             " WHERE ts_processed > (extract(epoch FROM clock_timestamp()) - %s)::bigint * 1000000000",
             [_RATE_WINDOW_S],
         )
-        return float(cursor.fetchone()[0]) / _RATE_WINDOW_S
+        rows = float(cursor.fetchone()[0])
+    # Before anything has been stored nobody knows the rate: a quarter of an hour is neither many slices nor a huge one.
+    return rows / _RATE_WINDOW_S if rows else settings.MDI.slice_rows * NS / _FIRST_WIDTH_NS

@@ -136,7 +136,7 @@ def _judge_times(
     trust_time: bool,
 ) -> None:
     ahead = ticks.ts_event - ticks.ts_publish
-    for source_id in np.unique(ticks.source_id).tolist():
+    for source_id in _distinct(ticks.source_id):
         facts = reference.source_by_id[source_id]
         here = ticks.source_id == source_id
         future, ancient = here & (ahead > facts.future_limit_ns), here & (ahead < -facts.ancient_limit_ns)
@@ -149,37 +149,27 @@ def _judge_times(
             codes[ancient] = _ANCIENT
 
 
-def _late(
-    ticks: Ticks, passes: Mask, instrument_count: int, state: ScreenState
-) -> tuple[npt.NDArray[np.intp], ScreenState]:
+def _late(ticks: Ticks, passes: Mask, instrument_count: int, state: ScreenState) -> tuple[Mask, ScreenState]:
     """Find ticks older than a newer one of their source and instrument; give the state after the batch."""
+    from quality.kernels import mark_late
+
     after = dict(state.newest)
-    late: list[npt.NDArray[np.intp]] = []
-    for source_id in np.unique(ticks.source_id[passes]).tolist():
-        rows = np.flatnonzero(passes & (ticks.source_id == source_id))
+    late = np.zeros(len(ticks), np.bool_)
+    for source_id in _distinct(ticks.source_id[passes]):
         known = after.get(source_id, np.zeros(0, np.int64))
         newest = np.zeros(max(instrument_count, len(known)), np.int64)
         newest[: len(known)] = known
-        late.append(rows[_older_than_running_maximum(ticks.instrument_id[rows], ticks.ts_event[rows], newest)])
+        rows = np.flatnonzero(passes & (ticks.source_id == source_id))
+        mark_late(rows, ticks.instrument_id, ticks.ts_event, newest, late)
         after[source_id] = newest
-    return (np.concatenate(late) if late else np.zeros(0, np.intp)), ScreenState(after)
+    return late, ScreenState(after)
 
 
-def _older_than_running_maximum(
-    instrument_id: Column, ts_event: Column, newest: npt.NDArray[np.int64]
-) -> npt.NDArray[np.intp]:
-    """Give the positions whose time is below the newest seen so far of their instrument; raises `newest` in place."""
-    order = np.argsort(instrument_id, kind="stable")
-    ids, times = instrument_id[order], ts_event[order]
-    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]]) if len(ids) else np.zeros(0, np.intp)
-    ends = np.r_[starts[1:], len(ids)]
-    late = np.zeros(len(ids), np.bool_)
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        instrument = ids[start]
-        before = np.maximum.accumulate(np.r_[newest[instrument], times[start:end]])
-        late[start:end] = times[start:end] < before[:-1]
-        newest[instrument] = before[-1]
-    return np.sort(order[late])
+def _distinct(column: Column) -> list[int]:
+    """Give the distinct values; one comparison where there is but one, as in most batches."""
+    if len(column) and (column == column[0]).all():
+        return [int(column[0])]
+    return [int(value) for value in np.unique(column)]
 
 
 def pack_state(state: ScreenState) -> bytes:

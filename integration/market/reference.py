@@ -139,10 +139,10 @@ class Reference:
         dates = (ts_event // 86_400_000_000_000).astype(np.int32)
         is_open = np.zeros(len(dates), np.bool_)
         venues = self.venue_index[instrument_id]
-        for index in np.unique(venues).tolist():
-            table = self.sessions.get(self.venues[index])
-            if table is not None:
-                here = venues == index
+        for index, venue in enumerate(self.venues):
+            here = venues == index
+            table = self.sessions.get(venue)
+            if table is not None and here.any():
                 dates[here] = table.session_dates(ts_event[here])
                 is_open[here] = table.is_open(ts_event[here])
         return dates, is_open

@@ -69,7 +69,8 @@ def test_a_jump_beyond_the_limit_is_told_apart_and_a_first_sequence_may_be_anyth
     known = KnownIdentities()
     assert verdicts(known, [(1, 0, 0, 10**15, 0)], limit=100) == [NEW]
     known.adopt(columns([(1, 0, 0, 50, 0)]))
-    assert verdicts(known, [(1, 0, 0, 150, 0), (1, 0, 0, 151, 0)], limit=100) == [NEW, JUMP]
+    assert verdicts(known, [(1, 0, 0, 151, 0)], limit=100) == [JUMP]
+    assert verdicts(known, [(1, 0, 0, 150, 0), (1, 0, 0, 250, 0), (1, 0, 0, 351, 0)], limit=100) == [NEW, NEW, JUMP]
 
 
 def test_sequences_that_left_memory_are_unsure_and_the_rest_stays_exact(monkeypatch: pytest.MonkeyPatch) -> None:
