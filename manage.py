@@ -14,9 +14,7 @@ NOTHING: frozenset[str] = frozenset()
 NEEDS = {
     **dict.fromkeys(("help", "version", "check", "collectstatic", "findstatic", "diffsettings", "run_stack"), NOTHING),
     **dict.fromkeys(("makemigrations", "migrate", "showmigrations", "sqlmigrate", "dbshell"), frozenset({"postgres"})),
-    **dict.fromkeys(
-        ("runserver", "consume_ticks", "sequence_ticks", "feed", "replay_ticks", "fill_gaps"), ALL
-    ),
+    **dict.fromkeys(("runserver", "consume_ticks", "sequence_ticks", "feed", "replay_ticks", "fill_gaps"), ALL),
 }
 
 

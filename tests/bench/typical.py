@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from django.db import connection, models, transaction
 
@@ -29,6 +29,7 @@ class TypicalTick(models.Model):
     size = models.DecimalField(max_digits=20, decimal_places=9)
     ts_event = models.DateTimeField()
     ts_publish = models.DateTimeField()
+    objects: "ClassVar[models.Manager[TypicalTick]]" = models.Manager()
 
     class Meta:
         app_label = "integration"
@@ -45,6 +46,7 @@ class TypicalPosition(models.Model):
 
     id = models.AutoField(primary_key=True)
     number = models.BigIntegerField()
+    objects: "ClassVar[models.Manager[TypicalPosition]]" = models.Manager()
 
     class Meta:
         app_label = "integration"
