@@ -14,7 +14,7 @@ _RECEIVER_QUEUE: Final = 5_000
 _BATCH_BYTES: Final = 16 * 1024 * 1024
 _MILLISECOND_NS: Final = 1_000_000
 _FEW: Final = 32
-_LINGER_S: Final = 0.008
+_LINGER_S: Final = 0.02
 
 
 class TickSource(Protocol):

@@ -111,7 +111,7 @@ def encoding_seconds(running: PartitionWorker) -> float:
     heads = []
     for payload in payloads:
         present = np.unique(unpack_payload(bytes(payload)).instrument_id).astype(np.int64)
-        heads.append(np.stack((present, np.ones_like(present))).astype("<i8").tobytes())
+        heads.append(np.concatenate(([0], present, np.ones_like(present))).astype("<i8").tobytes())
     started = time.process_time()
     for payload, head in zip(payloads, heads, strict=True):
         tick_message(unpack_payload(bytes(payload)), head, 1, 1, 1)

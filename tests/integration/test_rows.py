@@ -13,7 +13,7 @@ def ticks_from(seed: int, length: int, constant: frozenset[str]) -> Ticks:
     random = np.random.default_rng(seed)
     ticks = Ticks.zeros(length)
     for name, dtype in TICK_COLUMNS.items():
-        limits = np.iinfo(np.dtype(dtype))
+        limits = np.iinfo(np.dtype(dtype).name)
         size = 1 if name in constant else length
         values = random.integers(limits.min, limits.max, size, dtype=dtype, endpoint=True)
         setattr(ticks, name, np.resize(values, length))
