@@ -138,17 +138,23 @@ def test_the_page_is_useful_before_and_without_its_scripts(visit: Any, site: Sit
 def test_it_fits_every_screen(visit: Any, site: Site, width: int, height: int, scheme: str) -> None:
     opened = visit(width, height, color_scheme=scheme)
     live(opened)
-    site.publisher.trade(site.market.ids["EURUSD.SIMX"], 1_084_110_000)
-    expect(opened.cell("EURUSD.SIMX", "last")).to_have_text("1.08411", timeout=20_000)
+    euro, hour_ago = site.market.ids["EURUSD.SIMX"], time.time_ns() - 59 * 60 * NANOS
+    site.publisher.quote(euro, 1_084_110_000, 1_084_130_000)
+    site.publisher.trade(euro, 1_210_000_000, size=345_678_900 * NANOS)
+    site.publisher.trade(euro, 1_084_110_000, ts_event=hour_ago)
+    site.publisher.trade(site.market.ids["AAPL.SIMX"], 123_456_780_000_000)
+    expect(opened.cell("EURUSD.SIMX", "change")).to_have_text("-10.40%", timeout=20_000)
+    expect(opened.cell("EURUSD.SIMX", "age")).to_have_text("59m", timeout=20_000)
+    expect(opened.cell("AAPL.SIMX", "last")).to_have_text("123,456.78")
     widest = opened.page.evaluate("document.documentElement.scrollWidth")
     assert widest <= width, "no horizontal scroll"
     dark = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (dark == "rgb(11, 14, 19)") == (scheme == "dark")
     cut = opened.page.evaluate(
-        "[...document.querySelectorAll('[data-cell]')].filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1 &&"
-        " getComputedStyle(e).display !== 'inline').length"
+        "[...document.querySelectorAll('#table td, #tape td, .flow dd')].filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1)"
+        ".map(e => e.className + ': ' + e.textContent)"
     )
-    assert cut == 0
+    assert cut == []
     assert opened.problems == []
 
 

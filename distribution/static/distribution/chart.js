@@ -13,6 +13,7 @@ export class Chart {
     this.timeframe = "1m";
     this.zone = "UTC";
     this.request = 0;
+    this.newest = new Map();
     if (!globalThis.LightweightCharts) {
       this.say("The chart library did not load.", true);
       return;
@@ -66,6 +67,8 @@ export class Chart {
     this.zone = zone;
     this.bars = null;
     this.minutes = new Map();
+    const row = this.newest.get(instrument.id);
+    if (row) this.minutes.set(row[2] / 1e9, minuteBar(row));
     this.candles.setData([]);
     this.volumes.setData([]);
     this.candles.applyOptions({ priceFormat: { type: "price", precision: instrument.decimals, minMove: 10 ** -instrument.decimals } });
@@ -91,17 +94,25 @@ export class Chart {
     this.bars = new Map(answer.bars.map((bar) => [bar[0] / 1e9, toBar(bar)]));
     this.open = { start: answer.open_start / 1e9, end: answer.open_end / 1e9 };
     for (const bar of answer.minutes) if (!this.minutes.has(bar[0] / 1e9)) this.minutes.set(bar[0] / 1e9, toBar(bar));
+    // In a short bar's case the last one may have begun long ago: nobody has traded since, so nothing has closed it.
+    const newest = Math.max(-Infinity, ...this.minutes.keys());
+    if (LENGTH[this.timeframe] <= 900 && newest < this.open.start && newest > Math.max(-Infinity, ...this.bars.keys())) this.#roll(newest);
     this.#fold();
     this.#drawAll();
     this.say(this.bars.size ? "" : "No bars yet. The first appears with the next trade.");
     if (isFirst) this.chart.timeScale().setVisibleLogicalRange({ from: Math.max(-20, this.bars.size - 110), to: this.bars.size + 4 });
   }
 
-  /** Take a row of the `minutes` channel: the minute in the making. */
-  minute([id, , start, open, high, low, close, volume]) {
-    if (id !== this.instrument?.id || close === null || !this.minutes) return;
-    this.minutes.set(start / 1e9, toBar([start, open, high, low, close, volume]));
-    this.#live(start / 1e9);
+  /** Take rows of the `minutes` channel: minutes in the making. Those of other instruments are kept for when they are chosen. */
+  minutesOf(rows) {
+    for (const row of rows) {
+      const [id, , start, , , , close] = row;
+      if (close === null) continue;
+      this.newest.set(id, row);
+      if (id !== this.instrument?.id || !this.minutes) continue;
+      this.minutes.set(start / 1e9, minuteBar(row));
+      this.#live(start / 1e9);
+    }
   }
 
   /** Take a row of a `bars` channel: a bar that closed or was revised. */
@@ -210,6 +221,10 @@ export class Chart {
 
 function toBar([start, open, high, low, close, volume]) {
   return { time: start / 1e9, open: Number(open), high: Number(high), low: Number(low), close: Number(close), volume: Number(volume) };
+}
+
+function minuteBar([, , start, open, high, low, close, volume]) {
+  return toBar([start, open, high, low, close, volume]);
 }
 
 function candle({ time, open, high, low, close }) {

@@ -41,7 +41,7 @@ function showConnection() {
 }
 
 function lagText() {
-  if (!lags.length) return "no ticks in the last 3 s";
+  if (!lags.length) return "no ticks just now";
   const sorted = lags.map(([, ms]) => ms + feed.roundTrip / 2).sort((a, b) => a - b);
   const text = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
   const median = text(sorted[sorted.length >> 1]);
@@ -146,7 +146,7 @@ function showFocus() {
 
 const take = {
   quotes: (rows) => { table.update(rows); showFocus(); },
-  minutes: (rows) => { table.trends(rows); for (const row of rows) chart.minute(row); },
+  minutes: (rows) => { table.trends(rows); chart.minutesOf(rows); },
   trades: (rows) => tape.add(rows),
   events: (rows) => events.add(rows),
   pipeline: showRates,

@@ -114,6 +114,7 @@ export class Events {
     word.textContent = kind;
     const words = document.createElement(link.startsWith("/") ? "a" : "span");
     words.textContent = text;
+    words.title = text;
     if (link.startsWith("/")) words.href = link;
     item.append(when, word, words);
     return item;
