@@ -153,6 +153,7 @@ def revise(stored: Bar | None, late: Bar) -> Bar:
         trade_count=stored.trade_count + late.trade_count,
         revision=stored.revision + 1 if stored.has_price or late.has_price else 0,
         reason=late.reason,
+        is_partial=stored.is_partial or late.is_partial,
         is_final=late.is_final,
     )
 
@@ -384,9 +385,12 @@ class BarBuilder:
             self._places[keys][open_bars], self._members[keys],
         )  # fmt: skip
         header = _HEADER.pack(_MAGIC, self._keys, len(self._partitions), len(where))
-        body = [np.ascontiguousarray(array, _little(array.dtype)).data.cast("B") for array in arrays if array.size]
-        data = b"".join((header, *body))
-        return data + _CHECKSUM.pack(zlib.crc32(data))
+        plain: list[Any] = [np.ascontiguousarray(array, _little(array.dtype)) for array in arrays if array.size]
+        body = [memoryview(array).cast("B") for array in plain]
+        checksum = zlib.crc32(header)
+        for piece in body:
+            checksum = zlib.crc32(piece, checksum)
+        return b"".join((header, *body, _CHECKSUM.pack(checksum)))
 
     def restore(self, data: bytes) -> None:
         """Take up the state of a snapshot in place of what there is; ValueError when the bytes are none, and nothing has changed then."""

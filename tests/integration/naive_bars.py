@@ -92,9 +92,7 @@ class Naive:
             self.newest[owner] = max(self.newest[owner], *(row.ts_event for row in trades))
             self.floor[owner] = max(self.floor[owner], before[owner])
             joined = max(self.heard_from[member] for member in self.members[owner])
-            bar.is_partial |= (
-                not (bar.closed and bar.trades) and (bar.day_start if key.timeframe == "1d" else bar.start) < joined
-            )
+            bar.is_partial |= (bar.day_start if key.timeframe == "1d" else bar.start) < joined
             bar.trades += trades
             bar.since += trades
             if self.over(key) + self.grace <= before[owner]:

@@ -691,6 +691,13 @@ def test_an_instrument_is_as_complete_as_the_partition_we_joined_last() -> None:
     assert partials == {MONDAY: True, MONDAY + MINUTE: True}
 
 
+def test_a_bar_turns_partial_when_its_instrument_turns_up_on_a_partition_we_joined_later() -> None:
+    rig = listening()
+    rig.fold([], MONDAY + 30 * SECOND, partition=9)
+    assert not rig.shown([Row(MONDAY, 5)], MONDAY + HOUR, partition=7)[0].is_partial
+    assert rig.shown([Row(MONDAY + 1, 6)], MONDAY + HOUR, partition=9)[0].is_partial
+
+
 def test_a_partial_day_stays_partial_when_it_is_told_again() -> None:
     rig = Rig(tables={1: NEW_YORK})
     rig.fold([Row(MONDAY + HOUR, 5)], MONDAY + HOUR)
