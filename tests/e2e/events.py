@@ -95,11 +95,12 @@ def normalized(
     **values: Any,
 ) -> bytes:
     """Write a quote, trade or bar in form 3; `values` are its numbers."""
-    numbers = {
+    kinds: dict[str, dict[str, Any]] = {
         "quote": {"bid": "9.5", "ask": "9.6"},
         "trade": {"price": "9.55", "volume": 2},
         "ohlc": {"open": "9", "high": "11", "low": "8", "close": "10", "volume": 100, "timeframe": "1m"},
-    }[data_type]
+    }
+    numbers = kinds[data_type]
     data = {
         "symbol": symbol,
         "exchange": exchange,
@@ -156,7 +157,7 @@ def messages(*data: bytes, published: int = TS + 5) -> list[Message]:
     return [message(item, published + at) for at, item in enumerate(data)]
 
 
-def reference(version: int = 1, *, aliases: dict[str, tuple[AliasSpan, ...]] | None = None, **limits: int) -> Reference:
+def reference(version: int = 1, *, aliases: dict[str, tuple[AliasSpan, ...]] | None = None, **limits: Any) -> Reference:
     """Compile two equities, a commodity that may be negative, a stock in pence and the canary; `limits` are those of source alpha."""
     names = {
         "AAA.SIMX": (AliasSpan(0, FOREVER, 1),),

@@ -1,6 +1,7 @@
 """The whole path on real servers: four forms in, numbered ticks and bars out, over restarts and a takeover; the canary's echo."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pulsar
@@ -13,6 +14,7 @@ from tests.e2e.indicator import Indicator
 from tests.e2e.world import World, build_world, until
 from tests.faults.account import stored_count
 from tests.faults.processes import Runner, environment
+from tests.faults.trial import warm_up
 from tests.stack import PulsarNamespace
 
 CHANNEL = 3
@@ -51,8 +53,9 @@ class Service:
 
 
 @pytest.fixture
-def service(transactional_db: None, pulsar_namespace: PulsarNamespace, tmp_path: Path) -> "Service":
+def service(transactional_db: None, pulsar_namespace: PulsarNamespace, tmp_path: Path) -> Iterator[Service]:
     world = build_world(pulsar_namespace.topic("equities"))
+    warm_up()
     made = Service(pulsar_namespace, world, tmp_path / "processes.log")
     yield made
     made.stop()

@@ -6,6 +6,7 @@ The loops' only hook is their `reached` slot; everything else is done here, from
 """
 
 import argparse
+import faulthandler
 import os
 import signal
 import sys
@@ -94,7 +95,7 @@ def acknowledge_before_commit() -> None:
 
 def adopt_before_commit() -> None:
     """Build in: identities are remembered before the commit, and kept when it fails."""
-    from integration import consumer, storage
+    from integration import consumer, pipeline, storage
 
     record = storage.record
 
@@ -105,7 +106,7 @@ def adopt_before_commit() -> None:
         return record(outcome, facts, *rest, **options)
 
     made: list[consumer.PartitionWorker] = []
-    adopt = consumer.adopt
+    adopt = pipeline.adopt
     first = consumer.PartitionWorker.__init__
 
     def init(self: Any, *args: Any, **options: Any) -> None:
@@ -119,9 +120,9 @@ def adopt_before_commit() -> None:
 
 def number_without_marking() -> None:
     """Build in: a restarted sequencer begins its numbers without folding the batches since the checkpoint."""
-    from integration import sequencing
+    from integration import outbox
 
-    sequencing.numbered_batches = lambda after: ()  # noqa: ARG005
+    outbox.numbered_batches = lambda after: ()  # noqa: ARG005
 
 
 MUTANTS: dict[str, Callable[[], None]] = {
@@ -140,6 +141,8 @@ def main() -> None:
     parser.add_argument("--mutant", choices=MUTANTS)
     parser.add_argument("--name", default="")
     options = parser.parse_args()
+    # kill -USR1 shows where a process that does not go on stands.
+    faulthandler.register(signal.SIGUSR1)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     django.setup()
     if options.mutant:

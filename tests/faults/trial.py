@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pulsar
 from django.conf import settings
 
-from integration.models import Batch, OutgoingMessage
+from integration.market import events
+from integration.market.ticks import TRADE, Ticks
+from integration.models import Batch, OutgoingMessage, Position, SequencerState
+from integration.sequencer import CommittedBatch, Sequencer
+from tests.e2e.events import TS, reference
 from tests.e2e.world import World
 from tests.faults.account import (
     Account,
@@ -27,6 +32,20 @@ from tests.stack import tell
 COMMANDS = ("consume_ticks", "consume_ticks", "sequence_ticks", "sequence_ticks")
 
 
+def progress() -> tuple[int, int]:
+    """Give how many batches are stored, and how many of them numbered."""
+    return sum(Position.objects.values_list("number", flat=True)), SequencerState.objects.get().pub_seq
+
+
+def warm_up() -> None:
+    """Compile the kernels into their cache: a process that is killed while it compiles would begin anew for ever."""
+    events.warm_up()
+    ticks = Ticks.zeros(1)
+    ticks.kind[:], ticks.instrument_id[:], ticks.price[:], ticks.size[:] = TRADE, 1, 1, 1
+    fold = Sequencer(epoch=1, load=lambda _: [], reference=reference, grace_ns=0)
+    fold.fold(CommittedBatch(1, 1, TS, TS, ticks, np.zeros((0, 5), np.int64)))
+
+
 @dataclass
 class Trial:
     """A trial on the database and broker of the settings; topics are named by their namespaces."""
@@ -40,6 +59,7 @@ class Trial:
     say: Callable[[str], None] = tell
 
     def __post_init__(self) -> None:
+        warm_up()
         self.random = random.Random(self.seed)
         self.stream = Stream(self.seed)
         self.tenant = settings.MDI.pulsar_tenant
@@ -86,18 +106,20 @@ class Trial:
 
     def one_kill(self) -> None:
         """Wait for a process to die in its trap, or kill one after a while."""
-        patience = time.monotonic() + self.random.uniform(0.2, 3.0)
+        begun, before, patience = time.monotonic(), progress(), self.random.uniform(0.2, 3.0)
         while True:
             for runner in self.runners:
                 if runner.has_died():
                     runner.start_with_trap(self.random)
                     return
-            if time.monotonic() > patience:
+            # Mostly once something was done since the last kill: else a slow machine never gets past its starts.
+            waited = time.monotonic() - begun
+            if waited > patience and (waited > 30 or progress() != before):
                 # One that has had time to begin its work, so that a slow machine is not killed at its start for ever.
                 working = [runner for runner in self.runners if runner.is_working]
                 if working:
                     self.random.choice(working).kill()
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def restart_without_traps(self) -> None:
         """Kill everything, so that no trap is left, and start again."""

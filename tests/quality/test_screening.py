@@ -1,5 +1,7 @@
 """The first screens, value by value at their limits; late by hand and against a plain loop; state written and read back."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,7 +40,7 @@ def one(**values: int) -> Ticks:
     return ticks
 
 
-def judge(ticks: Ticks, waived: tuple[str, ...] = (), **limits: int) -> tuple[str, int]:
+def judge(ticks: Ticks, waived: tuple[str, ...] = (), **limits: Any) -> tuple[str, int]:
     answer = screen(ticks, reference(**limits), ScreenState(), waived=waived)
     code = int(answer.codes[0])
     return (CODES[code - 1] if code else "", int(answer.flags[0]))

@@ -65,7 +65,8 @@ def test_first_number_seen_begins_the_channel_and_unnumbered_events_have_no_gaps
 def test_in_the_end_the_open_gaps_are_the_numbers_that_never_came(present: set[int], chance: object, size: int) -> None:
     numbers = sorted(present)
     chance.shuffle(numbers)  # type: ignore[attr-defined]
-    tracker, still_open, clock = GapTracker(), set(), 10
+    tracker, clock = GapTracker(), 10
+    still_open: set[tuple[int, int, int, int, int]] = set()
     lowest = min(numbers[:size])
     for start in [*range(0, len(numbers), size), len(numbers), len(numbers) + 1]:
         clock += SETTLE_NS // 2 if start < len(numbers) else 2 * SETTLE_NS
