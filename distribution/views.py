@@ -127,9 +127,9 @@ def _price(nanos: int | None, decimals: int) -> str:
 def _change(state: InstrumentState) -> tuple[str, str]:
     if state.last is None or not state.reference or state.reference <= 0:
         return "–", "flat"
-    share = Decimal(state.last - state.reference) / Decimal(state.reference) * 100
+    share = round(Decimal(state.last - state.reference) / Decimal(state.reference) * 100, 2)
     direction = "up" if share > 0 else "down" if share < 0 else "flat"
-    return f"{share:+.2f}%", direction
+    return f"{share:+.2f}%" if share else "0.00%", direction
 
 
 def _quantity(nanos: int) -> str:

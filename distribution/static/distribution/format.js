@@ -32,7 +32,8 @@ export function rate(value) {
 
 export function change(last, reference) {
   if (!Number.isFinite(last) || !(reference > 0)) return { text: "–", direction: "flat", share: 0 };
-  const share = ((last - reference) / reference) * 100;
+  const exact = ((last - reference) / reference) * 100;
+  const share = Math.abs(exact) < 0.005 ? 0 : exact; // never "-0.00%"
   const text = `${share > 0 ? "+" : ""}${numberFormat(2).format(share)}%`;
   return { text, direction: share > 0 ? "up" : share < 0 ? "down" : "flat", share };
 }
