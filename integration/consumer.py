@@ -196,10 +196,16 @@ class PartitionWorker:
             if self.in_flight.begin(messages):
                 self._consume_suspects(messages)
             else:
-                self._consume_or_split(messages, self.slots)
+                self._consume_or_split(messages, replace(self.slots, decode=self._decode_in_flight))
         finally:
             # An exception is an answer too; only a sudden death leaves the note behind.
             self.in_flight.done()
+
+    def _decode_in_flight(self, messages: Sequence[Message]) -> Decoded:
+        """Decode, and note that it came back: a death later on is no fault of the bytes."""
+        decoded = self.slots.decode(messages)
+        self.in_flight.done()
+        return decoded
 
     def _consume_suspects(self, messages: list[Message]) -> None:
         """These messages ended earlier processes: find which, store the good ones, quarantine the bad ones, in order."""
