@@ -158,18 +158,18 @@ SELECT u.id, newest.session_date, newest.close, newest."end", newest.last_ts, da
 FROM unnest(%s::int[]) AS u(id)
 LEFT JOIN LATERAL (
     SELECT session_date, close, start, "end", last_ts FROM integration_bar
-    WHERE instrument_id = u.id AND timeframe = '1m' AND source_id = 0 ORDER BY start DESC, revision DESC LIMIT 1
+    WHERE instrument_id = u.id AND timeframe = '1m' AND source_id = 0 AND revision > 0 ORDER BY start DESC, revision DESC LIMIT 1
 ) newest ON true
 LEFT JOIN LATERAL (
     SELECT sum(volume) AS volume, (array_agg(open ORDER BY start))[1] AS open FROM (
         SELECT DISTINCT ON (start) start, volume, open, session_date FROM integration_bar
-        WHERE instrument_id = u.id AND timeframe = '1m' AND source_id = 0 AND start > newest.start - %s
+        WHERE instrument_id = u.id AND timeframe = '1m' AND source_id = 0 AND revision > 0 AND start > newest.start - %s
         ORDER BY start, revision DESC
     ) minutes WHERE minutes.session_date = newest.session_date
 ) day ON true
 LEFT JOIN LATERAL (
     SELECT close FROM integration_bar
-    WHERE instrument_id = u.id AND timeframe = '1d' AND source_id = 0 AND session_date < newest.session_date
+    WHERE instrument_id = u.id AND timeframe = '1d' AND source_id = 0 AND revision > 0 AND session_date < newest.session_date
     ORDER BY start DESC, revision DESC LIMIT 1
 ) prior ON true
 """
@@ -280,7 +280,7 @@ def _nanos(number: Decimal | None) -> int:
 
 _HISTORY_SQL: Final = """
 SELECT DISTINCT ON (start) start, open, high, low, close, volume, trade_count, revision, is_partial FROM integration_bar
-WHERE instrument_id = %s AND timeframe = %s AND source_id = 0 AND start >= %s
+WHERE instrument_id = %s AND timeframe = %s AND source_id = 0 AND revision > 0 AND start >= %s
 ORDER BY start DESC, revision DESC LIMIT %s
 """
 
@@ -327,7 +327,7 @@ def sparklines(instrument_ids: Iterable[int], now: int) -> dict[int, list[int]]:
         cursor.execute(
             "SELECT u.id, bars.close FROM unnest(%s::int[]) AS u(id) CROSS JOIN LATERAL ("
             " SELECT DISTINCT ON (start) start, close FROM integration_bar WHERE instrument_id = u.id AND timeframe = '1m'"
-            " AND source_id = 0 AND start >= %s ORDER BY start, revision DESC) bars ORDER BY u.id, bars.start",
+            " AND source_id = 0 AND revision > 0 AND start >= %s ORDER BY start, revision DESC) bars ORDER BY u.id, bars.start",
             [wanted, now - SPARK_MINUTES * MINUTE_NS],
         )
         for number, close in cursor.fetchall():

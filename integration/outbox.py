@@ -168,6 +168,10 @@ def _write_bars(cursor: Any, done: Sequence[Sequenced]) -> None:
         " turnover = excluded.turnover, trade_count = excluded.trade_count, pub_seq = excluded.pub_seq WHERE integration_bar.revision = 0",
         rows,
     )
+    if cursor.rowcount != len(rows):
+        raise FatalError(
+            f"{len(rows) - cursor.rowcount} bar revisions exist already and would be lost", code="bar_revision"
+        )
 
 
 def _bar_row(bar: Bar, pub_seq: int) -> list[Any]:
