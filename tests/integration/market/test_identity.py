@@ -117,3 +117,54 @@ def test_equal_states_have_equal_bytes_and_foreign_bytes_are_refused() -> None:
     assert a.dump() == b.dump()
     with pytest.raises(ValueError, match="snapshot"):
         KnownIdentities.load(zlib.compress(b"NOPE" + bytes(16)))
+
+
+def test_unnumbered_events_of_a_mixed_batch_are_remembered_and_judged_by_their_own_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(identity, "MAX_HASHES", 1)
+    known = KnownIdentities()
+    # The numbered event's time is the newest and must not count; of the others the older one leaves memory.
+    known.adopt(columns([(1, 3, 0, 8, 900), (1, UNNUMBERED, 0, 21, 300), (1, UNNUMBERED, 0, 22, 100)]))
+    assert (known.hash_floor, known.hashes) == (300, {(1, 22): 100})
+    batch: list[Event] = [
+        (1, 3, 0, 9, 5), (1, UNNUMBERED, 0, 21, 300), (1, UNNUMBERED, 0, 22, 100), (1, UNNUMBERED, 0, 23, 301),
+        (2, UNNUMBERED, 0, 22, 300), (1, 3, 0, 8, 900),
+    ]  # fmt: skip
+    assert verdicts(known, batch) == [NEW, UNSURE, KNOWN, NEW, UNSURE, KNOWN]
+
+
+def test_a_snapshot_keeps_floors_times_and_the_order_of_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "MAX_BLOCKS", 2)
+    monkeypatch.setattr(identity, "MAX_HASHES", 2)
+    known = KnownIdentities()
+    block = identity.BLOCK_BITS
+    for number in (0, 1, 3):
+        known.adopt(columns([(1, 0, 7, number * block + 9, 0), (2, 5, 0, 4 + number, 0)]))
+    known.adopt(columns([(1, UNNUMBERED, UNNUMBERED, digest, ts) for digest, ts in ((9, 50), (8, 70), (-7, 60))]))
+    assert (known.hash_floor, list(known.hashes.items())) == (50, [((1, 8), 70), ((1, -7), 60)])
+    read = KnownIdentities.load(known.dump())
+    assert (read.hash_floor, list(read.hashes.items())) == (50, [((1, 8), 70), ((1, -7), 60)])
+    assert read.channels.keys() == {(1, 0, 7), (2, 5, 0)}
+    for key, seen in known.channels.items():
+        again = read.channels[key]
+        assert (again.high, again.floor, list(again.blocks)) == (seen.high, seen.floor, sorted(seen.blocks))
+        assert all(np.array_equal(again.blocks[number], seen.blocks[number]) for number in seen.blocks)
+    assert read.dump() == known.dump()
+    # Read blocks are written to again.
+    read.adopt(columns([(1, 0, 7, 3 * block + 10, 0)]))
+    assert verdicts(read, [(1, 0, 7, 3 * block + 10, 0), (1, 0, 7, 3 * block + 9, 0)]) == [KNOWN, KNOWN]
+
+
+def test_no_bytes_are_an_empty_state() -> None:
+    assert KnownIdentities.load(b"") == KnownIdentities()
+    assert KnownIdentities.load(KnownIdentities().dump()) == KnownIdentities()
+    assert KnownIdentities().hash_floor == -1
+
+
+def test_taking_selects_every_column_alike() -> None:
+    taken = columns([(1, 2, 3, 4, 5), (6, 7, 8, 9, 10), (11, 12, 13, 14, 15)]).take(np.array([2, 0]))
+    assert len(taken) == 2
+    assert [
+        column.tolist() for column in (taken.source_id, taken.channel, taken.session, taken.sequence, taken.ts_event)
+    ] == [[11, 1], [12, 2], [13, 3], [14, 4], [15, 5]]
