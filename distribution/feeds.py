@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Messages on their way from the readers to the loop; more, and the readers wait.
 IN_FLIGHT_LIMIT: Final = 256
-READ_TIMEOUT_MS: Final = 500
+READ_TIMEOUT_MS: Final = 200  # how long a stop, or a lost broker, may go unnoticed
 RELOAD_AT_MOST_EVERY_S: Final = 2.0
 BACK_OFF_S: Final = (0.5, 1.0, 2.0, 5.0)
 REFERENCE_EVERY_S: Final = 30
@@ -45,6 +45,7 @@ class TopicReader(threading.Thread):
         self.topic = topic
         self.stopping = threading.Event()
         self._room = threading.BoundedSemaphore(IN_FLIGHT_LIMIT)
+        self._said: tuple[str, str] | None = None
 
     def run(self) -> None:
         """Read until stopped; every failure is said, waited out and tried again."""
@@ -107,8 +108,10 @@ class TopicReader(threading.Thread):
         """Do what must happen between messages."""
 
     def say(self, state: str, reason: str) -> None:
-        """Tell the desk this feed's state."""
-        self.desk.call(self.desk.set_component, self.name, state, reason)
+        """Tell the desk this feed's state, where it is another than said before."""
+        if self._said != (state, reason):
+            self._said = (state, reason)
+            self.desk.call(self.desk.set_component, self.name, state, reason)
 
     def hand(self, function: Callable[..., None], *arguments: Any) -> None:
         """Run `function` in the loop, in order; waits while too much is under way there."""

@@ -195,7 +195,7 @@ def test_a_lost_feed_is_said(visit: Any, site: Site) -> None:
     desk = Desk.running()
     assert desk is not None
     reader = desk._readers[0]
-    desk.call(desk.set_component, reader.name, "reconnecting", "the broker is away")
+    reader.say("reconnecting", "the broker is away")
     banner = opened.page.locator("#banner")
     expect(banner).to_contain_text("lost its broker", timeout=10_000)
     expect(banner).to_be_hidden(timeout=20_000)  # the reader finds its broker well and says so

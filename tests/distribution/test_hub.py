@@ -473,3 +473,24 @@ def test_every_update_is_delivered_conflated_or_lost_exactly_once(seed: int) -> 
             assert newest == {subject: value for subject, value in world.values.items() if value}
         else:
             assert ledger.conflated == 0
+
+
+def test_a_snapshot_may_begin_inside_a_block() -> None:
+    world = World()
+    world.trade(1, 3)
+    world.trade(1, 4)
+    _, sink = world.join("trades")
+    assert [row[1] for row in rows(sink, "snap", "trades")] == [3, 4, 5, 6, 7]
+
+
+def test_acknowledging_exactly_the_last_frame_opens_a_window_of_one() -> None:
+    world = World()
+    client, sink = world.join(snap=False)
+    world.hub.configure(client, protocol.Configure(id=2, ack=1), world.now)
+    for _ in range(3):
+        world.tick(1)
+        world.flush()
+        world.hub.acknowledge(client, sink.said("data")[-1]["f"] - 1, world.now)
+    assert [row[1] for row in rows(sink)] == [1]
+    world.hub.acknowledge(client, sink.said("data")[-1]["f"], world.now)
+    assert [row[1] for row in rows(sink)] == [1, 3]
