@@ -168,3 +168,39 @@ def test_taking_selects_every_column_alike() -> None:
     assert [
         column.tolist() for column in (taken.source_id, taken.channel, taken.session, taken.sequence, taken.ts_event)
     ] == [[11, 1], [12, 2], [13, 3], [14, 4], [15, 5]]
+
+
+def test_verdicts_are_bytes() -> None:
+    judged, _ = KnownIdentities().judge(columns([(1, 0, 0, 5, 0), (1, UNNUMBERED, 0, 5, 0)]), {})
+    assert judged.dtype == np.uint8
+    assert SeenSequences().judge(np.array([5], np.int64), 10).dtype == np.uint8
+
+
+def test_a_jump_is_seen_from_the_first_sequence_to_the_last_that_int64_holds() -> None:
+    known = KnownIdentities()
+    known.adopt(columns([(1, 0, 0, 1, 0)]))
+    assert verdicts(known, [(1, 0, 0, 102, 0), (1, 0, 0, 2**63 - 1, 0), (1, 0, 0, 101, 0)], limit=100) == [
+        JUMP,
+        JUMP,
+        NEW,
+    ]
+    assert known.judge(columns([(1, 0, 0, 10**15, 0)]), {2: 5})[0].tolist() == [NEW]  # no limit is known for source 1
+
+
+def test_repeats_after_a_first_that_is_the_lowest_are_found() -> None:
+    judged, first = KnownIdentities().judge(columns([(1, 0, 0, number, 0) for number in (1, 3, 2, 3, 2)]), {})
+    assert judged.tolist() == [NEW, NEW, NEW, KNOWN, KNOWN]
+    assert first.tolist() == [0, 1, 2, 1, 2]
+
+
+def test_memory_goes_on_above_its_floor_and_each_block_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "MAX_BLOCKS", 2)
+    seen, block = SeenSequences(), identity.BLOCK_BITS
+    for number in (0, 1, 4):
+        seen.add(np.array([number * block + number], np.int64))
+    seen.add(np.array([3, 5 * block + 7], np.int64))  # one that is too old must not stop the other
+    assert (seen.floor, sorted(seen.blocks)) == (2 * block, [4, 5])
+    asked = np.array([2 * block - 1, 2 * block, 4 * block + 4, 4 * block + 7, 5 * block + 4, 5 * block + 7], np.int64)
+    assert seen.judge(asked, 2**62).tolist() == [UNSURE, NEW, KNOWN, NEW, NEW, KNOWN]
+    seen.add(np.array([5 * block + 8, 6 * block], np.int64))
+    assert seen.judge(np.array([5 * block, 5 * block + 8, 6 * block], np.int64), 2**62).tolist() == [NEW, KNOWN, KNOWN]
