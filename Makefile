@@ -5,6 +5,9 @@ DEMO ?= 1
 SUITE ?= ingest
 WORKERS ?= 2
 ARGS ?=
+# Names of mutants: what is pure in integration. Of one module every fifth: MUTANTS="integration.bars.*[05]".
+MUTANTS ?= integration.market.* integration.slices.x_plan* integration.slices.x_width_for* integration.slices.*uncovered* \
+           integration.bars.* integration.bar_kernel.*
 PYTHON ?= python3
 
 VENV := .venv
@@ -15,7 +18,7 @@ LOCKS := requirements.txt requirements-embedded.txt requirements-dev.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-browser coverage lint bench faults lock clean
+.PHONY: help setup run test test-browser coverage lint bench faults mutation lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -64,6 +67,14 @@ bench: $(STAMP) ## Measure (SUITE=ingest, ...); the last line is JSON
 
 faults: $(STAMP) ## Kill the processes 100 times over 200,000 events (ARGS); the last line is JSON
 	@exec $(BIN)/python -m tests.faults $(ARGS)
+
+# In a copy of the tree: others go on working in this one. mutmut leaves decorated functions alone; uncompiled, `@compiled` does nothing.
+mutation: $(STAMP) ## Change the pure modules and see whether a test notices (MUTANTS; docs/mutation.md)
+	@rm -rf mutants && mkdir mutants
+	@cp -Rp config integration quality corporate_actions distribution tests docs manage.py pyproject.toml mutants/
+	@sed -i.before '/^@compiled$$/d' mutants/integration/bar_kernel.py
+	@cd mutants && NUMBA_DISABLE_JIT=1 nice $(CURDIR)/$(BIN)/python -m mutmut run --max-children $(WORKERS) $(MUTANTS:%='%')
+	@cd mutants && $(CURDIR)/$(BIN)/python -m mutmut results | sed '/: not checked$$/d'
 
 lock: ## Compile the requirements files again (newest versions that fit)
 	@for name in "" -embedded -dev -demo; do \
