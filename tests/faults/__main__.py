@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from dataclasses import asdict
@@ -50,6 +51,9 @@ def trial(folder: Path, options: argparse.Namespace) -> int:
     client.close()
     for line in account.wrong[:20]:
         print(line)
+    for line in Path(folder / "processes.log").read_text().splitlines():
+        if re.match(r"[\w.]+(Error|Exception)\b", line):
+            print(f"said by a process: {line[:300]}")
     found = {name: value for name, value in asdict(account).items() if name != "wrong"}
     print(json.dumps({"kills": kills, **found, "wrong": len(account.wrong)}))
     return 0 if account.is_clean else 1

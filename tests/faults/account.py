@@ -19,13 +19,14 @@ MINUTE_NS = 60_000_000_000
 
 @dataclass
 class Account:
-    """What a comparison found. All counts but `events` and `bars` must be 0, `wrong` must be empty."""
+    """What a comparison found. `lost`, `repeated` and `holes` must be 0 and `wrong` empty; `ended` counts processes that gave up by themselves."""
 
     events: int = 0
     lost: int = 0
     repeated: int = 0
     holes: int = 0
     bars: int = 0
+    ended: int = 0
     wrong: list[str] = field(default_factory=list)
 
     @property
