@@ -79,3 +79,50 @@ def test_in_the_end_the_open_gaps_are_the_numbers_that_never_came(present: set[i
         tracker = GapTracker.load(tracker.dump())
     missing = {number for _, _, _, first, last in still_open for number in range(first, last + 1)}
     assert missing == set(range(lowest, max(present))) - present
+
+
+def test_channels_of_one_batch_are_told_apart_and_their_gaps_come_in_the_order_of_their_keys() -> None:
+    tracker = GapTracker()
+    keys = [(2, 1, 8), (2, 1, 7), (2, 0, 7), (1, 1, 7), (1, 0, 8), (1, 0, 7)]
+    events = [(*key, number) for at, key in enumerate(keys) for number in (10 * at + 3, 10 * at + 1, 10 * at + 1)]
+    # Neighbours in the batch differ in one part of the key, then in several.
+    columns = np.array([*events[::2], *events[1::2]], np.int64).T
+    assert tracker.fold(1, 10, *columns).opened == []
+    changes = fold(tracker, 1, 10 + SETTLE_NS)
+    assert changes.opened == [(*key, 10 * at + 2, 10 * at + 2) for at, key in reversed(list(enumerate(keys)))]
+
+
+def test_clock_of_a_partition_never_goes_back() -> None:
+    tracker = GapTracker()
+    fold(tracker, 3, 0)
+    fold(tracker, 1, 100)
+    fold(tracker, 2, 150)
+    fold(tracker, 1, 50)
+    assert tracker.clocks == {1: 100, 2: 150, 3: 0}
+
+
+def test_later_numbers_do_not_put_off_a_hole_and_the_last_number_again_is_nothing() -> None:
+    tracker = GapTracker()
+    fold(tracker, 1, 10, 1, 2)
+    fold(tracker, 1, 11, 2)
+    fold(tracker, 1, 12, 4)
+    fold(tracker, 1, 12 + SETTLE_NS // 2, 5)
+    fold(tracker, 1, 12 + SETTLE_NS - 1, 7)
+    assert fold(tracker, 1, 12 + SETTLE_NS).opened == [(*KEY, 3, 3), (*KEY, 6, 6)]
+
+
+def test_next_hole_waits_its_own_time() -> None:
+    tracker = GapTracker()
+    fold(tracker, 1, 10, 1, 3)
+    assert fold(tracker, 1, 10 + SETTLE_NS).opened == [(*KEY, 2, 2)]
+    assert fold(tracker, 1, 11 + SETTLE_NS, 5).opened == []
+    assert fold(tracker, 1, 10 + 2 * SETTLE_NS).opened == []
+    assert fold(tracker, 1, 11 + 2 * SETTLE_NS).opened == [(*KEY, 4, 4)]
+
+
+def test_hole_that_fills_leaves_its_time_to_nobody() -> None:
+    tracker = GapTracker()
+    fold(tracker, 1, 10, 1, 3, 6)
+    fold(tracker, 1, SETTLE_NS, 2)
+    assert fold(tracker, 1, 10 + SETTLE_NS).opened == []
+    assert fold(tracker, 1, 2 * SETTLE_NS).opened == [(*KEY, 4, 5)]
