@@ -126,3 +126,12 @@ def test_hole_that_fills_leaves_its_time_to_nobody() -> None:
     fold(tracker, 1, SETTLE_NS, 2)
     assert fold(tracker, 1, 10 + SETTLE_NS).opened == []
     assert fold(tracker, 1, 2 * SETTLE_NS).opened == [(*KEY, 4, 5)]
+
+
+def test_repeats_in_order_and_numbers_beyond_what_a_float_holds_are_exact() -> None:
+    far = 2**62
+    for batch in ((far + 1, far + 1, far + 2, far + 4), (far + 4, far + 2, far + 1)):
+        tracker = GapTracker()
+        fold(tracker, 1, 10, *batch)
+        assert fold(tracker, 1, 10 + SETTLE_NS).opened == [(*KEY, far + 3, far + 3)]
+        assert tracker.channels[KEY].base == far + 4

@@ -111,3 +111,19 @@ def test_text_is_the_shortest() -> None:
     assert [text_from_nanos(nanos) for nanos in (0, 1, -1, 187_150_000_000, 10 * NANOS, 10**30)] == [
         "0", "0.000000001", "-0.000000001", "187.15", "10", "1" + "0" * 21,
     ]  # fmt: skip
+
+
+def test_text_has_at_most_64_characters_whatever_it_says() -> None:
+    assert nanos_from_text("0." + "0" * 58 + "1e59") == NANOS
+    with pytest.raises(ValueError, match=r"^not a decimal number"):
+        nanos_from_text("0." + "0" * 59 + "1e60")
+
+
+def test_what_was_wrong_is_said() -> None:
+    for text, problem in (
+        ("-0", "negative zero"),
+        ("1e10", "absolute value is not below 9.2e9"),
+        ("9.2e9", "absolute value is not below 9.2e9"),
+    ):
+        with pytest.raises(ValueError, match=f"^{problem}$"):
+            nanos_from_decimal(Decimal(text))
