@@ -26,8 +26,8 @@ def load_reference() -> Reference:
 
 
 def current_version() -> int:
-    """Give the version that every change of reference data raises."""
-    return ReferenceVersion.objects.values_list("version", flat=True).get(pk=1)
+    """Give the version that every change of reference data raises; 0 before the first."""
+    return ReferenceVersion.objects.values_list("version", flat=True).filter(pk=1).first() or 0
 
 
 class ReferenceCache:

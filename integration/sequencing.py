@@ -113,7 +113,7 @@ class SequencerLoop:
         lease = leases.acquire_if_stale(LEASE, self.holder, stale_after_s=self.standby_after_s)
         if lease is None:
             return None
-        state = SequencerState.objects.get(pk=1)
+        state, _ = SequencerState.objects.get_or_create(pk=1)
         sequencer = Sequencer(
             epoch=state.epoch, load=outbox.load_bars, reference=self.reference, grace_ns=self.grace_ns
         )

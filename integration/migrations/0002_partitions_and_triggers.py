@@ -52,11 +52,10 @@ REFERENCE_TABLES = ("venue", "instrument", "listing", "instrumentalias", "source
 REFERENCE_FUNCTION = """
 CREATE FUNCTION integration_reference_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  UPDATE integration_referenceversion SET version = version + 1 WHERE id = 1;
+  INSERT INTO integration_referenceversion (id, version) VALUES (1, 1)
+    ON CONFLICT (id) DO UPDATE SET version = integration_referenceversion.version + 1;
   RETURN NULL;
 END $$;
-INSERT INTO integration_referenceversion (id, version) VALUES (1, 1);
-INSERT INTO integration_sequencerstate (id, epoch, pub_seq, checkpoint, checkpoint_pub_seq) VALUES (1, 1, 0, '', 0);
 """
 TRIGGERS = "".join(
     f"CREATE TRIGGER reference_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON integration_{table}"

@@ -131,15 +131,15 @@ def test_from_nothing_to_the_link_and_back(var: Path, run_stack: Callable[[int],
     valkey = var / "run" / "valkey.json"
     killed = json.loads(valkey.read_text())["server"][0]
     os.kill(killed, signal.SIGKILL)
-    stack.read_until(r"^valkey: dead, restarting")
-    stack.read_until(r"^valkey: ready after")
+    # By the supervisor, or by the consumer that is just starting and needs it: whoever looks first.
+    assert eventually(lambda: valkey.exists() and is_alive(valkey))
     assert json.loads(valkey.read_text())["server"][0] != killed
 
     everything = list(stack.children())
     stack.process.send_signal(signal.SIGTERM)
     rest = stack.end()
     assert stack.process.returncode == 0, rest
-    assert rest.splitlines()[0] == "stopping processes"
+    assert "stopping processes" in rest.splitlines()
     assert rest.splitlines()[-1] == "stopped"
     assert [pid for pid in everything if start_time(pid)] == []
 
