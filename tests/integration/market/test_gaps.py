@@ -130,7 +130,7 @@ def test_hole_that_fills_leaves_its_time_to_nobody() -> None:
 
 def test_repeats_in_order_and_numbers_beyond_what_a_float_holds_are_exact() -> None:
     far = 2**62
-    for batch in ((far + 1, far + 1, far + 2, far + 4), (far + 4, far + 2, far + 1)):
+    for batch in ((far + 1, far + 2, far + 4), (far + 1, far + 1, far + 2, far + 4), (far + 4, far + 2, far + 1)):
         tracker = GapTracker()
         fold(tracker, 1, 10, *batch)
         assert fold(tracker, 1, 10 + SETTLE_NS).opened == [(*KEY, far + 3, far + 3)]
