@@ -14,7 +14,7 @@ from pathlib import Path
 
 from config.embedded import servers
 
-SUITES = ("ingest",)
+SUITES = ("ingest", "storing", "socket")
 
 
 def main(suite: str) -> int:
@@ -39,7 +39,7 @@ def main(suite: str) -> int:
             django.setup()
             from tests.bench import ingest
 
-            figures = ingest.run()
+            figures = ingest.run(suite)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(figures))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from django.conf import settings
 
+from integration.models import Batch, OutgoingMessage
 from integration.sources import pulsar_client
 from tests.bench import market
 
@@ -48,6 +49,7 @@ def measure(topic: str) -> dict[str, float]:
     )  # fmt: skip
     running = [subprocess.Popen(command, env=os.environ | {"MDI_PORT": str(port)}) for command in commands]
     try:
+        _wait_until_sent()
         delays = asyncio.run(_listen(port, topic))
     finally:
         for process in running:
@@ -61,6 +63,18 @@ def measure(topic: str) -> dict[str, float]:
         flush=True,
     )
     return {"socket_p50_ms": float(p50), "socket_p95_ms": float(p95), "socket_rows": float(len(delays))}
+
+
+def _wait_until_sent() -> None:
+    """Wait until what earlier measurements stored is numbered and sent: the path is to be measured, not its backlog."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if (
+            not Batch.objects.filter(pub_seq=None).exists()
+            and not OutgoingMessage.objects.filter(sent_at=None).exists()
+        ):
+            return
+        time.sleep(0.5)
 
 
 async def _listen(port: int, topic: str) -> list[float]:
