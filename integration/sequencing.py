@@ -195,8 +195,10 @@ def _wait_for_batches() -> None:
     """Sleep until a consumer says that it has committed, or a moment has passed."""
     with connection.cursor() as cursor:
         cursor.execute("LISTEN mdi_batch")
-    for _ in connection.connection.notifies(timeout=_IDLE_S, stop_after=1):
-        return
+    # The connection's own method: what it raises must be made Django's, or a lost connection ends the process.
+    with connection.wrap_database_errors:
+        for _ in connection.connection.notifies(timeout=_IDLE_S, stop_after=1):
+            return
 
 
 def _count_published(messages: Sequence[Outgoing]) -> None:
