@@ -878,3 +878,12 @@ def test_revise_keeps_what_it_is_not_told() -> None:
 
 def test_empty_columns_are_a_batch() -> None:
     assert listening().builder.fold(Ticks.zeros(0), MONDAY, 7) == Folded()
+
+
+def test_a_calendar_is_kept_once_for_all_instruments_that_share_it() -> None:
+    rig = listening(tables={1: NEW_YORK, 2: CHICAGO, 3: NEW_YORK, 4: CHICAGO})
+    rows = [Row(MONDAY + number, 5, instrument_id=number) for number in (1, 2, 3, 4)]
+    bars = rig.shown(rows, MONDAY + 2 * MINUTE)
+    assert [bar.session_date for bar in bars] == [bars[0].session_date] * 4
+    first, second = rig.builder._calendar_bounds
+    assert (first[0], first[1], second[1]) == (0, second[0], len(rig.builder._calendar_rows))
