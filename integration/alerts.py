@@ -82,11 +82,13 @@ class Facts:
 def findings(facts: Facts) -> Iterator[Finding]:
     """Give every alert that should be open, by the facts."""
     for code, count in facts.quarantined:
-        yield Finding(QUARANTINE, code, f"{count:,} events wait in quarantine for the reason {code}")
+        yield Finding(
+            QUARANTINE, code, f"{_counted(count, 'event waits', 'events wait')} in quarantine for the reason {code}"
+        )
     for source, count in facts.gaps:
-        yield Finding(GAP, source, f"{count:,} sequences of {source} have not come")
+        yield Finding(GAP, source, f"{_counted(count, 'sequence', 'sequences')} of {source} never came")
     for kind, count in facts.failed_jobs:
-        yield Finding(JOB_FAILED, kind, f"{count:,} jobs of the kind {kind} failed for good")
+        yield Finding(JOB_FAILED, kind, f"{_counted(count, 'job', 'jobs')} of the kind {kind} failed for good")
     for partition in facts.partitions:
         if partition.is_stale:
             waiting = "unknown" if partition.waiting is None else f"{partition.waiting:,}"
@@ -111,3 +113,7 @@ def _path_findings(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             CANARY_LATE, "canary", f"the newest canary at the end of the path is {facts.canary_age_s:.0f} s old"
         )
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ INTEGRATED_TOPICS = ("ticks", "bars", "corporate-actions", "quality")
 CANARY_TOPICS = ("heartbeat", "echo")
 BOTH = ("consume", "produce")
 TIMEOUT_SECONDS = 15
+POLL_SECONDS = 0.1
 
 
 def mint_token(key: bytes, role: str) -> str:
@@ -98,11 +100,21 @@ def service_namespaces(
 
 def ensure_topology(admin: BrokerAdmin, namespaces: list[Namespace]) -> None:
     """Make the tenants and everything in them that is missing; what is there stays, partitions only grow."""
-    clusters = json.loads(admin.call("GET", "clusters")[1])
+    clusters = known_clusters(admin)
     for tenant in {namespace.tenant for namespace in namespaces}:
         admin.call("PUT", f"tenants/{tenant}", {"adminRoles": [], "allowedClusters": clusters})
     for namespace in namespaces:
         ensure_namespace(admin, namespace)
+
+
+def known_clusters(admin: BrokerAdmin) -> list[str]:
+    """Return the broker's clusters; one that has just started may answer before it has written down its own."""
+    patience = time.monotonic() + TIMEOUT_SECONDS
+    while True:
+        clusters: list[str] = json.loads(admin.call("GET", "clusters")[1])
+        if clusters or time.monotonic() > patience:
+            return clusters
+        time.sleep(POLL_SECONDS)
 
 
 def ensure_namespace(admin: BrokerAdmin, namespace: Namespace) -> None:
