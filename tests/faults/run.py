@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def acknowledge_before_commit() -> None:
 
     def mutant(self: PartitionWorker, messages: Any) -> None:
         self.source.acknowledge()
+        time.sleep(0.3)  # the client sends acknowledgements together, every 100 ms
         consume(self, messages)
 
     PartitionWorker._consume = mutant  # type: ignore[method-assign]
