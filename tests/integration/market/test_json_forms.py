@@ -158,6 +158,7 @@ SAID: list[tuple[Document | str | bytes, str, str]] = [
     (b"\xff\xfe{}", "encoding", "starts with a byte order mark"),
     (b"\xfe\xff{}", "encoding", "starts with a byte order mark"),
     (b"{}a\0", "encoding", "looks like UTF-16 or UTF-32, or starts with NUL"),
+    (b"{}  \0", "malformed", "not JSON: Extra data at character 4"),
     (b"{} \xff", "encoding", "not UTF-8 at byte 3"),
     ('{"a": [[],[],[],[],[],[],[],[]], "b": [[[[[[[[]]]]]]]]}', "too_large", "nested more than 8 deep"),
     (
@@ -211,11 +212,12 @@ def test_a_refusal_says_what_was_wrong(data: Document | str | bytes, code: str, 
         with_value(trade_2(), "data.exchange", "x"), with_value(trade_3(), "processing_metadata.original_provider", "A b"),
         with_value(trade_3(), "normalized_data.exchange", "x"), with_value(bar_3(), "normalized_data.currency", "ZZZ"),
         with_value(trade_3(), "normalized_data.currency", "ZZZ"), trade_1() | {"surplus": 1}, trade_1(kind="other"),
+        with_value(trade_1(), "event_id", Token('"\\ud800"')),
     ],
 )  # fmt: skip
 def test_no_refusal_is_silent(data: Document) -> None:
     rejection = refusal(data)
-    assert rejection.code in {"schema", "identifier"}
+    assert rejection.code in {"schema", "identifier", "malformed"}
     assert rejection.detail not in {"", "None"}
 
 
