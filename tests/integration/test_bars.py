@@ -887,3 +887,13 @@ def test_a_calendar_is_kept_once_for_all_instruments_that_share_it() -> None:
     assert [bar.session_date for bar in bars] == [bars[0].session_date] * 4
     first, second = rig.builder._calendar_bounds
     assert (first[0], first[1], second[1]) == (0, second[0], len(rig.builder._calendar_rows))
+
+
+def test_first_session_of_a_calendar_begins_where_that_calendar_does() -> None:
+    # New York's first midnight here; its 4h bars before the open would begin at 02:30.
+    first = ns("2024-01-02T05:00:00")
+    rig = Rig(tables={1: CHICAGO, 2: NEW_YORK})
+    rig.fold([], first - DAY)
+    rows = [Row(first - 5, 7, instrument_id=1), Row(first, 8, instrument_id=2)]
+    bars = {bar.instrument_id: bar for bar in rig.shown(rows, first + HOUR * 5, timeframe="4h")}
+    assert (bars[2].start, bars[2].end) == (first, ns("2024-01-02T06:30:00"))
