@@ -197,13 +197,16 @@ class Sequencer:
         )
 
     def _deliver(self, row: DeliveredRow) -> Bar:
-        """Take a bar that upstream built: the next revision of its key, so that what is published only ever grows."""
+        """Take a bar that upstream built: the next revision of its key, in a series of its own beside the bars that we build.
+
+        Its source id is negative, so that a source that sends both trades and bars keeps both apart.
+        """
         instrument_id, source_id, timeframe, start, session_date, opened, high, low, close, volume = row
-        key = BarKey(instrument_id, source_id, timeframe, start)
+        key = BarKey(instrument_id, -source_id, timeframe, start)
         before = self._delivered.get(key) or next(iter(self._load([key])), None)
         _, ends = self._sessions_of(instrument_id).bar_starts(np.array([start], np.int64), timeframe)
         bar = Bar(
-            instrument_id, source_id, timeframe, start, int(ends[0]), session_date, opened, high, low, close, volume, 0, 0, start, start,
+            instrument_id, -source_id, timeframe, start, int(ends[0]), session_date, opened, high, low, close, volume, 0, 0, start, start,
             before.revision + 1 if before else 1, "delivered",
         )  # fmt: skip
         self._delivered[key] = bar
@@ -212,7 +215,7 @@ class Sequencer:
     def _bar_message(self, bar: Bar, batch: CommittedBatch) -> Outgoing:
         reference = self._reference()
         facts = reference.instruments.get(bar.instrument_id)
-        source = "consolidated" if bar.source_id == 0 else reference.code_of(bar.source_id)
+        source = "consolidated" if bar.source_id == 0 else reference.code_of(abs(bar.source_id))
         event = BarEvent(
             instrument_id=bar.instrument_id, symbol=facts.symbol if facts else "", source_id=bar.source_id, source=source,
             timeframe=cast("Timeframe", bar.timeframe), start=bar.start, session_date=bar.session_date, open=bar.open, high=bar.high, low=bar.low,

@@ -62,7 +62,7 @@ def batches(count: int = 40, seed: int = 3) -> list[CommittedBatch]:
         ticks.ts_publish[:] = clock
         ticks.price[:], ticks.size[:] = random.integers(1, 100, rows) * SECOND, random.integers(1, 9, rows) * SECOND
         ticks.ask_price[:] = np.where(ticks.kind == QUOTE, ticks.price + 1, 0)
-        delivered = [(2, 2, "1m", TS - TS % MINUTE, 20458, 5, 9, 4, 6, 7)] if at % 10 == 9 else []
+        delivered = [(2, 1, "1m", TS - TS % MINUTE, 20458, 5, 9, 4, 6, 7)] if at % 10 == 9 else []
         others = np.array([(1, 9, 1, at + 1, clock)], np.int64) if at % 5 == 0 else np.zeros((0, 5), np.int64)
         made.append(CommittedBatch(100 + at, partition, clock, clock + 7, ticks, others, delivered, at % 13 == 12))
     return made
@@ -147,6 +147,14 @@ def test_delivered_bar_is_published_as_the_next_revision() -> None:
     assert [(event.revision, event.reason, event.source, event.open, event.volume) for event in events] == [
         (revision, "delivered", "alpha", 5, 7) for revision in (1, 2, 3)
     ]
+
+
+def test_a_source_that_sends_trades_and_bars_keeps_two_series() -> None:
+    done = Fold().round(batches())
+    keys = [(bar.key, bar.revision) for item in done for bar in (*item.bars, *item.held) if bar.revision]
+    assert len(set(keys)) == len(keys)
+    mine = {bar.source_id for item in done for bar in item.bars if bar.instrument_id == 2 and bar.timeframe == "1m"}
+    assert mine == {0, 1, -1}
 
 
 def test_large_batch_goes_out_in_messages_that_a_broker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
