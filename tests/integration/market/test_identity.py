@@ -179,11 +179,8 @@ def test_verdicts_are_bytes() -> None:
 def test_a_jump_is_seen_from_the_first_sequence_to_the_last_that_int64_holds() -> None:
     known = KnownIdentities()
     known.adopt(columns([(1, 0, 0, 1, 0)]))
-    assert verdicts(known, [(1, 0, 0, 102, 0), (1, 0, 0, 2**63 - 1, 0), (1, 0, 0, 101, 0)], limit=100) == [
-        JUMP,
-        JUMP,
-        NEW,
-    ]
+    for sequence, verdict in ((101, NEW), (102, JUMP), (2**63 - 1, JUMP)):
+        assert verdicts(known, [(1, 0, 0, sequence, 0)], limit=100) == [verdict]
     assert known.judge(columns([(1, 0, 0, 10**15, 0)]), {2: 5})[0].tolist() == [NEW]  # no limit is known for source 1
 
 
