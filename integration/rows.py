@@ -1,5 +1,6 @@
 """Ticks as bytes: PostgreSQL binary COPY buffers built by numpy, and the Arrow payload of a batch row. Pure."""
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +12,7 @@ from integration.market.ticks import QUOTE, TICK_COLUMNS, TRADE, Ticks
 
 _SIGNATURE: Final = b"PGCOPY\n\xff\r\n\0" + b"\0" * 8
 _TRAILER: Final = b"\xff\xff"
+_ROWS_A_PIECE: Final = 4_096
 _PG_EPOCH_DAY: Final = 10_957  # 2000-01-01 in days since 1970-01-01
 
 # Column of the table -> (column of Ticks or None for the batch id, width in bytes).
@@ -63,13 +65,17 @@ def _template(layout: Layout) -> npt.NDArray[Any]:
 _TEMPLATES: Final = {table: _template(layout) for table, (_, layout) in LAYOUTS.items()}
 
 
-def copy_buffer(table: str, ticks: Ticks, batch_id: int) -> bytes:
-    """Build the COPY data of ticks that all belong to `table`."""
-    rows = np.repeat(_TEMPLATES[table], len(ticks))
-    for name, (column, _) in LAYOUTS[table][1].items():
-        rows[name] = batch_id if column is None else getattr(ticks, column)
-    rows["session_date"] -= _PG_EPOCH_DAY
-    return b"".join((_SIGNATURE, rows.tobytes(), _TRAILER))
+def copy_pieces(table: str, ticks: Ticks, batch_id: int) -> Iterator[bytes]:
+    """Build the COPY data of ticks that all belong to `table`, piece by piece: PostgreSQL works on one while we build the next."""
+    yield _SIGNATURE
+    for start in range(0, len(ticks), _ROWS_A_PIECE):
+        part = slice(start, start + _ROWS_A_PIECE)
+        rows = np.repeat(_TEMPLATES[table], len(ticks.kind[part]))
+        for name, (column, _) in LAYOUTS[table][1].items():
+            rows[name] = batch_id if column is None else getattr(ticks, column)[part]
+        rows["session_date"] -= _PG_EPOCH_DAY
+        yield rows.tobytes()
+    yield _TRAILER
 
 
 def pack_payload(ticks: Ticks) -> bytes:

@@ -22,7 +22,7 @@ from integration.market.reference import Reference
 from integration.market.ticks import FLAG_TIME_UNVERIFIED, QUOTE, TRADE, DeliveredBar, StatusChange, Ticks
 from integration.models import Position, QuarantinedEvent, Subscription
 from integration.pipeline import Outcome, PartitionState, Refused, SideEvent, Slots, Stored, StoredBytes, StoredTick
-from integration.rows import LAYOUTS, copy_buffer, copy_statement, pack_payload, unpack_payload
+from integration.rows import LAYOUTS, copy_pieces, copy_statement, pack_payload, unpack_payload
 
 SNAPSHOT_EVERY: Final = 200
 WAITING_STATES: Final = (QuarantinedEvent.State.PARKED, QuarantinedEvent.State.RELEASE_REQUESTED)
@@ -264,11 +264,10 @@ def _copy_ticks(cursor: Any, ticks: Ticks, reference: Reference, batch_id: int, 
     for table, (kind, _) in LAYOUTS.items():
         mine = counted.kind == kind
         if mine.any():
-            buffer = copy_buffer(table, counted if mine.all() else counted.take(mine), batch_id)
             with cursor.copy(copy_statement(table)) as copy:
-                copy.write(buffer[: len(buffer) // 2])
-                reached("mid_copy")
-                copy.write(buffer[len(buffer) // 2 :])
+                for piece in copy_pieces(table, counted if mine.all() else counted.take(mine), batch_id):
+                    reached("mid_copy")
+                    copy.write(piece)
 
 
 def _insert_refused(outcome: Outcome, facts: BatchFacts, batch_id: int) -> None:

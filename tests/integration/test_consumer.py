@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -21,7 +21,7 @@ from integration import rows, storage
 from integration.consumer import PartitionWorker
 from integration.market.errors import RetriableError
 from integration.market.events import decode
-from integration.market.ticks import FLAG_HALTED, FLAG_LATE, FLAG_RELEASED, Decoded, Message
+from integration.market.ticks import FLAG_HALTED, FLAG_LATE, FLAG_RELEASED, Decoded, Message, Ticks
 from integration.models import (
     Batch,
     InstrumentAlias,
@@ -476,15 +476,14 @@ def test_stage_that_raises_costs_one_event_and_its_release_after_the_fix_stores_
 
 
 def test_value_that_postgresql_refuses_costs_one_event(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = rows.copy_buffer
+    whole = rows.copy_pieces
 
-    def spoilt(table: str, ticks: object, batch_id: int) -> bytes:
-        buffer = whole(table, ticks, batch_id)  # type: ignore[arg-type]
-        if np.isin(7, ticks.sequence):  # type: ignore[attr-defined]
+    def spoilt(table: str, ticks: Ticks, batch_id: int) -> Iterator[bytes]:
+        yield from whole(table, ticks, batch_id)
+        if np.isin(7, ticks.sequence):
             raise IntegrityError("a value of ours that no table takes")
-        return buffer
 
-    monkeypatch.setattr(storage, "copy_buffer", spoilt)
+    monkeypatch.setattr(storage, "copy_pieces", spoilt)
     run(world.worker(), *(trade(number) for number in range(1, 11)))
     assert sequences() == [1, 2, 3, 4, 5, 6, 8, 9, 10]
     assert quarantined() == [("internal", State.QUARANTINED)]
