@@ -295,7 +295,10 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
                 ("instrument_id", models.IntegerField()),
-                ("source_id", models.IntegerField(default=0, help_text="0: consolidated; negative: delivered by that source.")),
+                (
+                    "source_id",
+                    models.IntegerField(default=0, help_text="0: consolidated; negative: delivered by that source."),
+                ),
                 ("timeframe", models.CharField(max_length=3)),
                 ("start", models.BigIntegerField()),
                 ("end", models.BigIntegerField()),
