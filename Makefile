@@ -52,7 +52,10 @@ test-browser: $(STAMP) ## Run the tests that drive Chromium
 	@exec $(BIN)/python -m pytest -m browser $(ARGS)
 
 coverage: $(STAMP) ## Run the suite and show what no test reaches
-	@exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered $(ARGS)
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/coverage combine -q
+	@exec $(BIN)/coverage report
 
 lint: $(STAMP) ## Check import floors, style, types, Django and migrations
 	@$(BIN)/lint-imports

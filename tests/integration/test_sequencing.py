@@ -133,7 +133,7 @@ def test_batches_are_numbered_bars_written_messages_sent_and_marked(world: World
         .values_list("reason", "low", "trade_count")
     )
     assert [(reason, int(low), count) for reason, low, count in revisions] == [("first", 10, 2), ("late_trade", 9, 3)]
-    assert Bar.objects.get(reason="delivered").source_id == world.sources["alpha"]
+    assert Bar.objects.get(reason="delivered").source_id == -world.sources["alpha"]
 
 
 @pytest.mark.parametrize(
