@@ -26,6 +26,8 @@ from integration.market.ticks import (
     Mask,
     Ticks,
 )
+from integration.market.times import text_from_ns
+from integration.market.units import text_from_nanos
 
 # Position in this tuple + 1 is the number a screened row carries; 0 is "passes".
 CODES: Final = (errors.FUTURE, errors.ANCIENT, errors.SIZE_SIGN, errors.PRICE_SIGN, errors.CROSSED)
@@ -87,15 +89,31 @@ def _judge(
 
 
 def detail(ticks: Ticks, at: int, code: str) -> str:
-    """Say in words what was wrong with the tick at position `at`."""
+    """Say in words what was wrong with the tick at position `at`: every number exact, every time ISO 8601 with nine digits."""
     if code in (errors.FUTURE, errors.ANCIENT):
-        ahead = (int(ticks.ts_event[at]) - int(ticks.ts_publish[at])) / 1e9
-        return f"ts_event must be near the broker's publish time, was {ahead:+.3f} s from it"
+        return _time_detail(int(ticks.ts_event[at]), int(ticks.ts_publish[at]))
+    price, ask_price = int(ticks.price[at]), int(ticks.ask_price[at])
     if code == errors.CROSSED:
-        return f"bid must not be above ask, was {ticks.price[at] / 1e9:g} > {ticks.ask_price[at] / 1e9:g}"
+        return f"bid must not be above ask, was {text_from_nanos(price)} > {text_from_nanos(ask_price)}"
+    is_quote = ticks.kind[at] == QUOTE
     if code == errors.SIZE_SIGN:
-        return f"size must be positive, was {ticks.size[at] / 1e9:g}"
-    return f"price must be positive for this instrument, was {ticks.price[at] / 1e9:g}"
+        size, ask_size = text_from_nanos(int(ticks.size[at])), text_from_nanos(int(ticks.ask_size[at]))
+        if is_quote:
+            return f"sizes must not be negative, was bid size {size}, ask size {ask_size}"
+        return f"size must be positive, was {size}"
+    if is_quote:
+        prices = f"bid {text_from_nanos(price)}, ask {text_from_nanos(ask_price)}"
+        return f"prices must be positive for this instrument, was {prices}"
+    return f"price must be positive for this instrument, was {text_from_nanos(price)}"
+
+
+def _time_detail(ts_event: int, ts_publish: int) -> str:
+    ahead = ts_event - ts_publish
+    distance = f"{text_from_nanos(abs(ahead))} s {'after' if ahead > 0 else 'before'}"
+    return (
+        "ts_event must be near the broker's publish time, "
+        f"was {text_from_ns(ts_event)}: {distance} {text_from_ns(ts_publish)}"
+    )
 
 
 def _sign_codes(ticks: Ticks, reference: Reference, waived: frozenset[int]) -> npt.NDArray[np.uint8]:

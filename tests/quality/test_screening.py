@@ -22,6 +22,7 @@ from quality.screening import CODES, ScreenState, detail, pack_state, screen, un
 from tests.e2e.events import SECOND, TS, reference
 
 DAY = 86_400 * SECOND
+NEAR = "ts_event must be near the broker's publish time, "
 
 
 def one(**values: int) -> Ticks:
@@ -80,6 +81,49 @@ def test_values_at_their_limits(values: dict[str, int], code: str) -> None:
         assert detail(ticks, 0, code)
         assert judge(ticks, (code,))[0] == ""
         assert judge(ticks, tuple(set(CODES) - {code}))[0] == code
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "words"),
+    [
+        (
+            {"kind": QUOTE, "price": 9_199_999_999_999_999_999, "ask_price": 123_456_789_123_456_789},
+            errors.CROSSED,
+            "bid must not be above ask, was 9199999999.999999999 > 123456789.123456789",
+        ),
+        ({"price": -1}, errors.PRICE_SIGN, "price must be positive for this instrument, was -0.000000001"),
+        (
+            {"kind": QUOTE, "price": 5_000_000_001, "ask_price": -1_234_567_890_123},
+            errors.PRICE_SIGN,
+            "prices must be positive for this instrument, was bid 5.000000001, ask -1234.567890123",
+        ),
+        ({"size": 0}, errors.SIZE_SIGN, "size must be positive, was 0"),
+        ({"size": -1_000_000_000_000_001}, errors.SIZE_SIGN, "size must be positive, was -1000000.000000001"),
+        (
+            {"kind": QUOTE, "size": 7 * SECOND, "ask_size": -3},
+            errors.SIZE_SIGN,
+            "sizes must not be negative, was bid size 7, ask size -0.000000003",
+        ),
+        (
+            {"ts_event": TS + 6 * SECOND + 1},
+            errors.FUTURE,
+            NEAR + "was 2026-01-05T14:30:06.000000001Z: 6.000000001 s after 2026-01-05T14:30:00.000000000Z",
+        ),
+        (
+            {"ts_event": TS - 7 * DAY - 1},
+            errors.ANCIENT,
+            NEAR + "was 2025-12-29T14:29:59.999999999Z: 604800.000000001 s before 2026-01-05T14:30:00.000000000Z",
+        ),
+        (
+            {"ts_event": 2**63 - 1, "ts_publish": 0},
+            errors.FUTURE,
+            NEAR + "was 2262-04-11T23:47:16.854775807Z: 9223372036.854775807 s after 1970-01-01T00:00:00.000000000Z",
+        ),
+    ],
+)
+def test_details_say_the_exact_numbers_and_times(values: dict[str, int], code: str, words: str) -> None:
+    assert detail(one(**values), 0, code) == words
+    assert len(words) <= 400  # what the quarantine's column holds
 
 
 def test_crossed_within_the_sources_tolerance_is_a_flag() -> None:
