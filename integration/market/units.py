@@ -56,9 +56,9 @@ def nanos_from_decimal(number: Decimal) -> int:
     magnitude = int("".join(map(str, digits)))
     shift = int(exponent) + MAX_DECIMALS
     if shift < 0:
-        # at most len(digits) zeros can be cut; a smaller exponent is too precise whatever the digits are
+        # Never a power longer than the digits: the magnitude is not zero, so that cutting all its digits leaves a rest already.
         magnitude, rest = divmod(magnitude, 10 ** min(-shift, len(digits)))
-        if rest or -shift > len(digits):
+        if rest:
             raise ValueError(f"more than {MAX_DECIMALS} decimals, was {number}")
         shift = 0
     return _checked(-1 if sign else 1, magnitude * 10**shift)

@@ -1,6 +1,7 @@
 """Exact numbers: text and Decimal to nanos and back, and everything that must not pass."""
 
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -40,6 +41,19 @@ def test_a_decimal_is_converted_exactly_or_refused(number: Decimal) -> None:
     except ValueError:
         return
     assert Decimal(nanos) == number.scaleb(9)
+
+
+# Digits with zeros at either end, and exponents on both sides of "as many decimals as digits".
+@given(st.integers(0, 40), st.integers(1, 10**12), st.integers(0, 14), st.sampled_from((1, -1)), st.integers(-60, 12))
+def test_a_decimal_agrees_with_a_fraction(padding: int, core: int, zeros: int, sign: int, exponent: int) -> None:
+    digits = core * 10**zeros
+    number = Decimal((int(sign < 0), tuple(map(int, "0" * padding + str(digits))), exponent))
+    exact = sign * digits * Fraction(10) ** (exponent + 9)
+    if exact.denominator == 1 and abs(exact) < MAX_NANOS:
+        assert nanos_from_decimal(number) == exact
+        return
+    with pytest.raises(ValueError, match=r"^(more than 9 decimals, was|absolute value is not below)"):
+        nanos_from_decimal(number)
 
 
 @pytest.mark.parametrize(
