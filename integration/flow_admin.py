@@ -1,4 +1,4 @@
-"""The desk for the flow: subscriptions, batches, outgoing messages, gaps, jobs, alerts.
+"""The desk for the flow: subscriptions, batches, outgoing messages, gaps, jobs, alerts; and the buttons of every part of the desk.
 
 What a process of ours writes is read-only here: an edit would break the exactly-once effect. What a person may decide is
 a button, a POST that calls one service.
@@ -6,7 +6,7 @@ a button, a POST that calls one service.
 
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
@@ -33,6 +33,25 @@ STATE_LABELS: Final = {
 }
 
 
+class PanelMixin:
+    """A page with more than the object's own fields: the templates around its form get what `panel` gives."""
+
+    def panel(self, request: HttpRequest, obj: Any) -> dict[str, Any]:
+        """Give the context of the page's templates; `obj` is None where an object is added."""
+        raise NotImplementedError
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        obj = self.get_object(request, object_id) if object_id else None  # type: ignore[attr-defined]
+        context = {**(extra_context or {}), **self.panel(request, obj)}
+        return super().changeform_view(request, object_id, form_url, context)  # type: ignore[misc,no-any-return]
+
+
 class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
     """Rows that a process of ours writes: shown, never edited."""
 
@@ -53,12 +72,22 @@ class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]
         return bool(request.user.has_perm(f"integration.change_{self.opts.model_name}"))
 
 
-class DecisionMixin:
-    """Buttons on an object's page, each a POST of its own that calls one service."""
+class Decision(NamedTuple):
+    """A button: its title, what it does in words, what is said afterwards (`{counted}`: how many of what), and its look."""
 
-    # address -> (button, what it does in words, service call)
-    decisions: ClassVar[dict[str, tuple[str, str, str]]] = {}
+    title: str
+    words: str
+    done: str
+    nothing: str = ""
+    look: str = "primary"
+
+
+class DecisionMixin(PanelMixin):
+    """Buttons on an object's page and actions on the list, each a POST that calls one service and says what came of it."""
+
+    decisions: ClassVar[dict[str, Decision]] = {}  # by address below the object's page
     change_form_outer_before_template = "admin/integration/decisions.html"
+    model: Any
     opts: Any
     admin_site: Any
     message_user: Any
@@ -67,60 +96,61 @@ class DecisionMixin:
         """Name the decisions that make sense for this object now."""
         return list(self.decisions)
 
-    def decide(self, name: str, obj: Any, request: HttpRequest) -> bool:
-        """Take a decision by calling its service; False when it was taken before."""
+    def decide(self, name: str, objects: QuerySet[Any], request: HttpRequest) -> int:
+        """Take a decision by calling its service; give how many objects it changed: 0 when all were decided before."""
         raise NotImplementedError
 
+    def take(self, request: HttpRequest, name: str, objects: QuerySet[Any]) -> None:
+        """Take a decision about objects and say what came of it."""
+        self.say(request, name, self.decide(name, objects, request))
+
+    def say(self, request: HttpRequest, name: str, count: int) -> None:
+        """Tell the user what a decision changed."""
+        decision = self.decisions[name]
+        if count:
+            noun = self.opts.verbose_name if count == 1 else self.opts.verbose_name_plural
+            self.message_user(request, decision.done.format(counted=f"{count:,} {noun}"), messages.SUCCESS)
+        else:
+            nothing = decision.nothing or f"“{decision.title}” changed nothing: somebody was faster."
+            self.message_user(request, nothing, messages.WARNING)
+
+    def demand(self, request: HttpRequest, *methods: str) -> None:
+        """Refuse who may not decide (403) and other methods than these (404)."""
+        if not self.has_operate_permission(request):  # type: ignore[attr-defined]
+            raise PermissionDenied
+        if request.method not in methods:
+            raise Http404(f"this address answers {' and '.join(methods)} only")
+
+    def address(self, name: str, obj: Any) -> str:
+        """Give the address that a decision about an object is posted to."""
+        return reverse(f"admin:{self._url_name(name)}", args=[obj.pk])
+
     def get_urls(self) -> list[URLPattern]:
-        prefix = f"integration_{self.opts.model_name}"
         own = [
-            path(f"<path:object_id>/{name}/", self.admin_site.admin_view(self._view(name)), name=f"{prefix}_{name}")
+            path(f"<path:object_id>/{name}/", self.admin_site.admin_view(self._view(name)), name=self._url_name(name))
             for name in self.decisions
         ]
         return [*own, *super().get_urls()]  # type: ignore[misc]
 
+    def panel(self, request: HttpRequest, obj: Any) -> dict[str, Any]:
+        if obj is None or not self.has_operate_permission(request):  # type: ignore[attr-defined]
+            return {}
+        offered = [(self.decisions[name], self.address(name, obj)) for name in self.offered(obj)]
+        return {"decisions": [{**decision._asdict(), "url": url} for decision, url in offered]}
+
+    def _url_name(self, name: str) -> str:
+        return f"integration_{self.opts.model_name}_{name.replace('-', '_')}"
+
     def _view(self, name: str) -> Callable[..., HttpResponse]:
         def view(request: HttpRequest, object_id: str) -> HttpResponse:
+            self.demand(request, "POST")
             obj = self.get_object(request, object_id)  # type: ignore[attr-defined]
-            if request.method != "POST" or obj is None:
-                raise Http404("decisions are posted, from the page of an object that exists")
-            if not self.has_operate_permission(request):  # type: ignore[attr-defined]
-                raise PermissionDenied
-            title, _, done = self.decisions[name]
-            if self.decide(name, obj, request):
-                self.message_user(request, done)
-            else:
-                self.message_user(request, f"“{title}” changed nothing: somebody was faster.", messages.WARNING)
+            if obj is None:
+                raise Http404(f"no {self.opts.verbose_name} has this id, was {object_id}")
+            self.take(request, name, self.model.objects.filter(pk=obj.pk))
             return HttpResponseRedirect(reverse(f"admin:integration_{self.opts.model_name}_change", args=[object_id]))
 
         return view
-
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
-        extra = dict(extra_context or {})
-        obj = self.get_object(request, object_id) if object_id else None  # type: ignore[attr-defined]
-        if obj is not None:
-            may = self.has_operate_permission(request)  # type: ignore[attr-defined]
-            prefix = f"admin:integration_{self.opts.model_name}"
-            extra["decisions"] = [
-                {
-                    "title": self.decisions[name][0],
-                    "words": self.decisions[name][1],
-                    "url": reverse(f"{prefix}_{name}", args=[obj.pk]),
-                }
-                for name in (self.offered(obj) if may else [])
-            ]
-            extra |= self.panel(obj)
-        return super().changeform_view(request, object_id, form_url, extra)  # type: ignore[misc,no-any-return]
-
-    def panel(self, obj: Any) -> dict[str, Any]:
-        """Give what the page shows beside the object's own fields."""
-        return {}
 
 
 @admin.register(Subscription)
@@ -134,34 +164,32 @@ class SubscriptionAdmin(DecisionMixin, ReadOnlyAdmin):
     change_form_outer_after_template = "admin/integration/subscription/partitions.html"
     actions = ("pause_selected", "resume_selected")
     decisions: ClassVar = {
-        "pause": (
+        "pause": Decision(
             "Pause",
             "Consumers stop reading within two seconds. The broker keeps what comes.",
-            "Paused: consumers stop within two seconds.",
+            "{counted} paused: consumers stop within two seconds.",
         ),
-        "resume": (
+        "resume": Decision(
             "Resume",
             "Consumers read on from the stored position. Nothing is skipped.",
-            "Resumed: consumers read on within two seconds.",
+            "{counted} resumed: consumers read on within two seconds.",
         ),
     }
 
     def offered(self, obj: Subscription) -> list[str]:
         return ["resume"] if obj.is_paused else ["pause"]
 
-    def decide(self, name: str, obj: Subscription, request: HttpRequest) -> bool:
+    def decide(self, name: str, objects: QuerySet[Subscription], request: HttpRequest) -> int:
         act = services.pause_subscription if name == "pause" else services.resume_subscription
-        return act(subscription=obj, actor=request.user)  # type: ignore[arg-type]  # staff only
+        return sum(act(subscription=one, actor=request.user) for one in objects)  # type: ignore[arg-type]  # staff only
 
     @admin.action(description="Pause selected subscriptions", permissions=["operate"])
     def pause_selected(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
-        count = sum(self.decide("pause", subscription, request) for subscription in queryset)
-        self.message_user(request, f"{count} subscriptions paused.")
+        self.take(request, "pause", queryset)
 
     @admin.action(description="Resume selected subscriptions", permissions=["operate"])
     def resume_selected(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
-        count = sum(self.decide("resume", subscription, request) for subscription in queryset)
-        self.message_user(request, f"{count} subscriptions resumed.")
+        self.take(request, "resume", queryset)
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         changelist = super().get_changelist_instance(request)
@@ -171,10 +199,13 @@ class SubscriptionAdmin(DecisionMixin, ReadOnlyAdmin):
             vars(subscription)["flows"] = [flow for flow in flows if flow.subscription_id == subscription.pk]
         return changelist
 
-    def panel(self, obj: Subscription) -> dict[str, Any]:
+    def panel(self, request: HttpRequest, obj: Subscription | None) -> dict[str, Any]:
+        context = super().panel(request, obj)
+        if obj is None:
+            return context
         lags = broker.backlog(obj.topic, obj.name)
-        flows = self._of(obj)
         return {
+            **context,
             "partitions": [
                 {
                     "name": topic_text(flow.partition),
@@ -187,8 +218,8 @@ class SubscriptionAdmin(DecisionMixin, ReadOnlyAdmin):
                     "epoch": flow.epoch,
                     "lease": age_text(flow.lease_age_s),
                 }
-                for flow in flows
-            ]
+                for flow in self._of(obj)
+            ],
         }
 
     def _of(self, subscription: Subscription) -> list[selectors.PartitionFlow]:
@@ -362,7 +393,7 @@ class GapAdmin(DecisionMixin, ReadOnlyAdmin):
     fields = (("source", "channel", "session"), ("first", "last", "missing"), ("state", "detected_at", "closed_at"))
     readonly_fields = ("missing",)
     decisions: ClassVar = {
-        "confirm-lost": (
+        "confirm-lost": Decision(
             "Confirm as lost", "The source says that these sequences will never come. The gap is closed; it stays in the ledger.", "The gap is closed as lost.",
         ),
     }  # fmt: skip
@@ -370,8 +401,8 @@ class GapAdmin(DecisionMixin, ReadOnlyAdmin):
     def offered(self, obj: Gap) -> list[str]:
         return ["confirm-lost"] if obj.state == Gap.State.OPEN else []
 
-    def decide(self, name: str, obj: Gap, request: HttpRequest) -> bool:
-        return services.confirm_gap_lost(gap=obj, actor=request.user)  # type: ignore[arg-type]  # staff only
+    def decide(self, name: str, objects: QuerySet[Gap], request: HttpRequest) -> int:
+        return sum(services.confirm_gap_lost(gap=one, actor=request.user) for one in objects)  # type: ignore[arg-type]  # staff only
 
     @display(description="Missing")
     def missing(self, gap: Gap) -> str:
@@ -402,7 +433,7 @@ class JobAdmin(DecisionMixin, ReadOnlyAdmin):
         "error",
     )
     decisions: ClassVar = {
-        "retry": (
+        "retry": Decision(
             "Run again",
             "The job starts again from its first attempt within seconds.",
             "The job will run again within seconds.",
@@ -412,8 +443,8 @@ class JobAdmin(DecisionMixin, ReadOnlyAdmin):
     def offered(self, obj: Job) -> list[str]:
         return ["retry"] if obj.state == Job.State.FAILED else []
 
-    def decide(self, name: str, obj: Job, request: HttpRequest) -> bool:
-        return services.retry_job(job=obj, actor=request.user)  # type: ignore[arg-type]  # staff only
+    def decide(self, name: str, objects: QuerySet[Job], request: HttpRequest) -> int:
+        return sum(services.retry_job(job=one, actor=request.user) for one in objects)  # type: ignore[arg-type]  # staff only
 
     @display(
         description="State",
@@ -453,7 +484,7 @@ class AlertAdmin(DecisionMixin, ReadOnlyAdmin):
         ("acknowledged_by", "acknowledged_at"),
     )
     decisions: ClassVar = {
-        "acknowledge": (
+        "acknowledge": Decision(
             "Acknowledge",
             "Others see that you look after it. It closes when its cause is gone.",
             "Acknowledged.",
@@ -463,8 +494,8 @@ class AlertAdmin(DecisionMixin, ReadOnlyAdmin):
     def offered(self, obj: Alert) -> list[str]:
         return ["acknowledge"] if obj.closed_at is None and obj.acknowledged_at is None else []
 
-    def decide(self, name: str, obj: Alert, request: HttpRequest) -> bool:
-        return services.acknowledge_alert(alert=obj, actor=request.user)  # type: ignore[arg-type]  # staff only
+    def decide(self, name: str, objects: QuerySet[Alert], request: HttpRequest) -> int:
+        return sum(services.acknowledge_alert(alert=one, actor=request.user) for one in objects)  # type: ignore[arg-type]  # staff only
 
     @display(
         description="Severity", ordering="severity", label={"Info": "info", "Warning": "warning", "Critical": "danger"}

@@ -1,31 +1,28 @@
 """The quarantine's desk: what was turned away, why in words, its bytes, and the three decisions (release, release all, confirm bad)."""
 
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from django import forms
-from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
+from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.html import format_html
-from unfold.admin import ModelAdmin
 from unfold.decorators import display
 
 from integration import preview, selectors, services
 from integration.display import moment_text, since_text, topic_text
+from integration.flow_admin import Decision, DecisionMixin, ReadOnlyAdmin
 from integration.models import QuarantinedEvent
 from integration.payloads import readable
 from integration.reasons import NOT_RELEASABLE, REASONS, reason
 from integration.workqueue import alias_url
 
 State = QuarantinedEvent.State
-WAITING: Final = "waiting"
-OPERATE: Final = "integration.change_quarantinedevent"
+_WAITING: Final = (State.QUARANTINED, State.PARKED)
 _AGES: Final = {
     "hour": ("Last hour", timedelta(hours=1), True),
     "day": ("Last day", timedelta(days=1), True),
@@ -57,7 +54,7 @@ class StateFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() is None:
-            return queryset.filter(state__in=(State.QUARANTINED, State.PARKED))
+            return queryset.filter(state__in=_WAITING)
         return queryset if self.value() == "all" else queryset.filter(state=self.value())
 
 
@@ -112,7 +109,7 @@ class NoteForm(forms.Form):
 
 
 @admin.register(QuarantinedEvent)
-class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
+class QuarantinedEventAdmin(DecisionMixin, ReadOnlyAdmin):
     """Events that were turned away or wait; nothing here can be edited, only decided."""
 
     list_display = ("reason_code", "state_label", "instrument_text", "source_text", "detail", "partition", "came")
@@ -121,7 +118,6 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
     search_help_text = "Instrument, source or detail"
     list_select_related = ("position",)
     list_per_page = 50
-    show_full_result_count = False
     ordering = ("-id",)
     actions = ("release_selected", "confirm_selected_bad")
     list_before_template = "admin/integration/quarantinedevent/reasons.html"
@@ -139,20 +135,21 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
         ("When", {"fields": ("event_time", "publish_time", "receive_time", ("came_at", "decided_at"))}),
     )
 
-    # -- what may be done ------------------------------------------------------------------------------------------------
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Say whether the user may decide about events."""
-        return bool(request.user.has_perm(OPERATE))
+    decisions: ClassVar = {
+        "release": Decision(
+            "Release this event",
+            "It is sent through the pipeline again, in its place.",
+            "{counted} will be sent through the pipeline again, in order, by their consumers.",
+            "Nothing was released: these events were decided before, or their reason allows no release.",
+        ),
+        "confirm-bad": Decision(
+            "Confirm as bad",
+            "It never flows.",
+            "{counted} confirmed as bad. Their bytes are kept until their retention ends.",
+            "Nothing was changed: these events were decided before.",
+            look="danger",
+        ),
+    }
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[QuarantinedEvent]:
         found: QuerySet[QuarantinedEvent] = super().get_queryset(request)
@@ -246,84 +243,57 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
         response: HttpResponse = super().changelist_view(request, {**(extra_context or {}), **context})
         return response
 
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
-        event = self.get_object(request, object_id) if object_id else None
-        context: dict[str, Any] = {}
-        if event is not None:
-            context = {
-                "event": event,
-                "reason": reason(event.code),
-                "payload": readable(bytes(event.raw), event.code),
-                "may_operate": self.has_operate_permission(request),
-                "is_waiting": event.state in (State.QUARANTINED, State.PARKED),
-                "is_releasable": event.code not in NOT_RELEASABLE,
-                "alias_url": alias_url(event.instrument) if event.state == State.PARKED and event.instrument else "",
-                "title": f"{event.code} #{event.pk}",
-            }
-        response: HttpResponse = super().changeform_view(
-            request, object_id, form_url, {**(extra_context or {}), **context}
-        )
-        return response
+    def panel(self, request: HttpRequest, obj: QuarantinedEvent | None) -> dict[str, Any]:
+        context = super().panel(request, obj)
+        if obj is None:
+            return context
+        return {
+            **context,
+            "event": obj,
+            "reason": reason(obj.code),
+            "payload": readable(bytes(obj.raw), obj.code),
+            "is_waiting": obj.state in _WAITING,
+            "is_releasable": obj.code not in NOT_RELEASABLE,
+            "alias_url": alias_url(obj.instrument) if obj.state == State.PARKED and obj.instrument else "",
+            "title": f"{obj.code} #{obj.pk}",
+        }
 
     def get_urls(self) -> list[URLPattern]:
-        wrap = self.admin_site.admin_view
+        view = self.admin_site.admin_view(self.release_reason_view)
+        # Before the decisions about one event, whose addresses would take “reason/code” for an id.
         return [
-            path(
-                "reason/<slug:code>/release/",
-                wrap(self.release_reason_view),
-                name="integration_quarantinedevent_release_reason",
-            ),
-            path("<int:event_id>/release/", wrap(self.release_view), name="integration_quarantinedevent_release"),
-            path(
-                "<int:event_id>/confirm-bad/",
-                wrap(self.confirm_bad_view),
-                name="integration_quarantinedevent_confirm_bad",
-            ),
+            path("reason/<slug:code>/release/", view, name="integration_quarantinedevent_release_reason"),
             *super().get_urls(),
         ]
 
     # -- decisions -------------------------------------------------------------------------------------------------------
 
+    def offered(self, obj: QuarantinedEvent) -> list[str]:
+        if obj.state not in _WAITING:
+            return []
+        return [name for name in self.decisions if name != "release" or obj.code not in NOT_RELEASABLE]
+
+    def decide(self, name: str, objects: QuerySet[QuarantinedEvent], request: HttpRequest) -> int:
+        form = NoteForm(request.POST)
+        note = form.cleaned_data["note"] if form.is_valid() else ""
+        act = services.request_release if name == "release" else services.confirm_bad
+        return act(events=objects, actor=request.user, note=note)  # type: ignore[arg-type]  # staff only
+
     @admin.action(description="Release selected events", permissions=["operate"])
     def release_selected(self, request: HttpRequest, queryset: QuerySet[QuarantinedEvent]) -> None:
-        count = services.request_release(events=queryset, actor=request.user)  # type: ignore[arg-type]  # staff only
-        self._say_released(request, count)
+        self.take(request, "release", queryset)
 
     @admin.action(description="Confirm selected events as bad", permissions=["operate"])
     def confirm_selected_bad(self, request: HttpRequest, queryset: QuerySet[QuarantinedEvent]) -> None:
-        count = services.confirm_bad(events=queryset, actor=request.user)  # type: ignore[arg-type]  # staff only
-        self._say_bad(request, count)
-
-    def release_view(self, request: HttpRequest, event_id: int) -> HttpResponse:
-        """Request the release of one event."""
-        return self._decide_one(request, event_id, services.request_release, self._say_released)
-
-    def confirm_bad_view(self, request: HttpRequest, event_id: int) -> HttpResponse:
-        """Confirm one event as bad."""
-        return self._decide_one(request, event_id, services.confirm_bad, self._say_bad)
-
-    def _decide_one(
-        self, request: HttpRequest, event_id: int, decide: Callable[..., int], say: Callable[[HttpRequest, int], None]
-    ) -> HttpResponse:
-        self._demand(request, "POST")
-        form = NoteForm(request.POST)
-        note = form.cleaned_data["note"] if form.is_valid() else ""
-        say(request, decide(events=QuarantinedEvent.objects.filter(pk=event_id), actor=request.user, note=note))
-        return HttpResponseRedirect(reverse("admin:integration_quarantinedevent_change", args=[event_id]))
+        self.take(request, "confirm-bad", queryset)
 
     def release_reason_view(self, request: HttpRequest, code: str) -> HttpResponse:
         """Show what the release of all events of a reason would do (GET), and request it (POST)."""
-        self._demand(request, "GET", "POST")
+        self.demand(request, "GET", "POST")
         form = NoteForm(request.POST or None)
         if request.method == "POST" and form.is_valid():
             count = services.request_release_of_reason(code=code, actor=request.user, note=form.cleaned_data["note"])  # type: ignore[arg-type]
-            self._say_released(request, count)
+            self.say(request, "release", count)
             return HttpResponseRedirect(reverse("admin:integration_quarantinedevent_changelist"))
         by_source = {} if code in NOT_RELEASABLE else selectors.releasable_of_reason(code)
         if code not in REASONS and not by_source:
@@ -341,27 +311,3 @@ class QuarantinedEventAdmin(ModelAdmin):  # type: ignore[misc]
             "form": form,
         }
         return TemplateResponse(request, "admin/integration/quarantinedevent/release_reason.html", context)
-
-    def _demand(self, request: HttpRequest, *methods: str) -> None:
-        if not self.has_operate_permission(request):
-            raise PermissionDenied
-        if request.method not in methods:
-            raise Http404(f"this address answers {' and '.join(methods)} only")
-
-    def _say_released(self, request: HttpRequest, count: int) -> None:
-        if count:
-            messages.success(
-                request, f"{count:,} events will be sent through the pipeline again, in order, by their consumers."
-            )
-        else:
-            messages.warning(
-                request, "Nothing was released: these events were decided before, or their reason allows no release."
-            )
-
-    def _say_bad(self, request: HttpRequest, count: int) -> None:
-        if count:
-            messages.success(
-                request, f"{count:,} events are confirmed as bad. Their bytes are kept until their retention ends."
-            )
-        else:
-            messages.warning(request, "Nothing was changed: these events were decided before.")

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from django.contrib import admin
 from django.db.models import Count, QuerySet
 from django.forms import BaseInlineFormSet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 from unfold.admin import ModelAdmin, TabularInline
@@ -17,6 +17,7 @@ from unfold.decorators import display
 
 from integration import forms, selectors
 from integration.display import moment_text, topic_text
+from integration.flow_admin import PanelMixin
 from integration.models import Instrument, InstrumentAlias, Issuer, Listing, Source, SourceBinding, Venue
 
 _PAGE: Final = 100
@@ -99,7 +100,7 @@ class ListingInline(TabularInline):  # type: ignore[misc]
 
 
 @admin.register(Instrument)
-class InstrumentAdmin(ModelAdmin):  # type: ignore[misc]
+class InstrumentAdmin(PanelMixin, ModelAdmin):  # type: ignore[misc]
     """Instruments with their names and listings; their newest ticks to look at."""
 
     form = forms.InstrumentForm
@@ -137,26 +138,20 @@ class InstrumentAdmin(ModelAdmin):  # type: ignore[misc]
     def venues(self, instrument: Instrument) -> str:
         return ", ".join(f"{listing.venue_id} {listing.currency}" for listing in instrument.listings.all()) or "–"
 
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
-        extra = dict(extra_context or {})
-        if object_id and object_id.isdigit():
-            sources = dict(Source.objects.values_list("id", "code"))
-            extra["ticks"] = [
+    def panel(self, request: HttpRequest, obj: Instrument | None) -> dict[str, Any]:
+        if obj is None:
+            return {}
+        sources = dict(Source.objects.values_list("id", "code"))
+        return {
+            "ticks": [
                 {"row": row, "time": moment_text(row.ts_event), "source": sources.get(row.source_id, "–")}
-                for row in selectors.newest_ticks(int(object_id))
+                for row in selectors.newest_ticks(obj.pk)
             ]
-        response: HttpResponse = super().changeform_view(request, object_id, form_url, extra)
-        return response
+        }
 
 
 @admin.register(InstrumentAlias)
-class InstrumentAliasAdmin(ModelAdmin):  # type: ignore[misc]
+class InstrumentAliasAdmin(PanelMixin, ModelAdmin):  # type: ignore[misc]
     """Names of instruments over time; adding one lets the events flow that wait for it."""
 
     form = forms.AliasForm
@@ -168,24 +163,18 @@ class InstrumentAliasAdmin(ModelAdmin):  # type: ignore[misc]
     autocomplete_fields = ("instrument",)
     change_form_outer_before_template = "admin/integration/instrumentalias/parked.html"
 
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
-        extra = dict(extra_context or {})
+    def panel(self, request: HttpRequest, obj: InstrumentAlias | None) -> dict[str, Any]:
         value, scheme = request.GET.get("value", ""), request.GET.get("scheme", "TICKER")
-        if object_id is None and value:
-            text = value if scheme == InstrumentAlias.Scheme.TICKER else f"{scheme}:{value}"
-            extra["parked"] = selectors.parked_under(text)
-            extra["parked_text"] = text
-            new = {"alias": value, "scheme": scheme}
-            extra["new_instrument_url"] = f"{reverse('admin:integration_instrument_add')}?{urlencode(new)}"
-            extra["oldest_event"] = moment_text(selectors.oldest_parked_event(text))
-        response: HttpResponse = super().changeform_view(request, object_id, form_url, extra)
-        return response
+        if obj is not None or not value:
+            return {}
+        text = value if scheme == InstrumentAlias.Scheme.TICKER else f"{scheme}:{value}"
+        new = {"alias": value, "scheme": scheme}
+        return {
+            "parked": selectors.parked_under(text),
+            "parked_text": text,
+            "new_instrument_url": f"{reverse('admin:integration_instrument_add')}?{urlencode(new)}",
+            "oldest_event": moment_text(selectors.oldest_parked_event(text)),
+        }
 
 
 class BindingInline(TabularInline):  # type: ignore[misc]

@@ -326,13 +326,13 @@ def test_pause_and_resume(client: Client) -> None:
 
 def test_gap_job_and_alert_decisions(client: Client) -> None:
     rows = one_of_everything()
-    client.post(reverse("admin:integration_gap_confirm-lost", args=[rows["gap"].pk]))
+    client.post(reverse("admin:integration_gap_confirm_lost", args=[rows["gap"].pk]))
     client.post(reverse("admin:integration_job_retry", args=[rows["job"].pk]))
     client.post(reverse("admin:integration_alert_acknowledge", args=[rows["alert"].pk]))
     assert Gap.objects.get().state == Gap.State.LOST
     assert Job.objects.get().state == Job.State.PENDING
     assert Alert.objects.get().acknowledged_by
-    assert client.post(reverse("admin:integration_gap_confirm-lost", args=[99])).status_code == 404
+    assert client.post(reverse("admin:integration_gap_confirm_lost", args=[99])).status_code == 404
 
 
 def test_a_quiet_topic_is_told_from_one_that_nobody_reads(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
