@@ -1,14 +1,19 @@
-"""The desk in a real Chromium: ticks move it, it is clean, it fits a phone, it says when it is cut off, keys work."""
+"""The desk in a real Chromium: ticks move it, it is clean and accessible, it fits a phone, it says when it is cut off, keys work.
+
+The admin's browser tests use its browser, its watched visit and its accessibility check.
+"""
 
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings as site_settings
 from playwright.sync_api import Browser, ConsoleMessage, Page, Response, expect, sync_playwright
 
 from distribution.feeds import Desk
@@ -20,8 +25,11 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
+IN_CHROMIUM = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
+pytestmark = IN_CHROMIUM
 SCRIPT_LIMIT = 300_000
+AXE = Path(site_settings.BASE_DIR) / "node_modules" / "axe-core" / "axe.min.js"
+SCREENS = [(1440, 900), (390, 844)]
 
 
 @dataclass
@@ -48,12 +56,29 @@ class Visit:
         if response.url.endswith(".js"):
             self.scripts[response.url] = int(response.headers.get("content-length", "0"))
 
+    def barriers(self, *, but: Sequence[str] = (), off: Sequence[str] = ()) -> list[str]:
+        """Ask axe-core what keeps people out, serious or critical; `but` are selectors left out, `off` rules not asked."""
+        self.page.evaluate(AXE.read_text())
+        found = self.page.evaluate(
+            "([but, off]) => axe.run({exclude: but.map(one => [one])}, "
+            "{resultTypes: ['violations'], rules: Object.fromEntries(off.map(one => [one, {enabled: false}]))})",
+            [list(but), list(off)],
+        )
+        assert found["passes"], "axe has looked at nothing"
+        return [
+            f"{rule['impact']} {rule['id']}: {node['html'][:160]} {node['failureSummary']}"
+            for rule in found["violations"]
+            if rule["impact"] in ("serious", "critical")
+            for node in rule["nodes"]
+        ]
+
     def cell(self, symbol: str, name: str) -> Any:
         return self.page.locator("#table tbody tr", has_text=symbol).locator(f'[data-cell="{name}"]')
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Open a headless Chromium, and let Django's ORM be used beside it."""
     # Playwright's own loop stays alive while the browser does; Django would take it for an asynchronous context.
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
     with sync_playwright() as driver:
@@ -61,6 +86,12 @@ def browser() -> Iterator[Browser]:
         yield opened
         opened.close()
     del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -156,6 +187,28 @@ def test_it_fits_every_screen(visit: Any, site: Site, width: int, height: int, s
     )
     assert cut == []
     assert opened.problems == []
+
+
+@pytest.mark.parametrize(("width", "height"), SCREENS)
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_it_keeps_nobody_out(visit: Any, site: Site, width: int, height: int, scheme: str) -> None:
+    apple = site.market.ids["AAPL.SIMX"]
+    source = Source.objects.create(code="feed-one", name="Feed one")
+    opened = visit(width, height, color_scheme=scheme)
+    live(opened)
+    Gap.objects.create(source=source, channel=1, session=1, first=5, last=9)
+    for price in (100, 101, 100):
+        site.publisher.trade(apple, price * NANOS)
+    expect(opened.page.locator("#tape tbody tr:not([hidden])")).to_have_count(3, timeout=20_000)
+    expect(opened.page.locator("#events li")).not_to_have_count(0, timeout=20_000)
+    assert opened.barriers() == []
+    opened.page.keyboard.press("?")
+    expect(opened.page.locator("#help")).to_be_visible()
+    assert opened.barriers() == []
+    opened.page.keyboard.press("Escape")
+    opened.page.context.set_offline(True)
+    expect(opened.page.locator("#banner")).to_contain_text("Connection lost", timeout=20_000)
+    assert opened.barriers() == []
 
 
 def test_a_lost_connection_is_said_and_the_page_comes_back(visit: Any, site: Site) -> None:
@@ -268,14 +321,17 @@ def test_closed_bars_and_their_revisions_are_drawn(visit: Any, site: Site) -> No
     assert opened.problems == []
 
 
-def test_the_refusal_and_the_login_page_are_clean(browser: Browser, site: Site, tmp_path: Path) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 844})
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_the_refusal_and_the_login_page_are_clean(browser: Browser, site: Site, scheme: Any) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
     opened = Visit(context.new_page())
     opened.page.on("pageerror", lambda error: opened.problems.append(str(error)))
     opened.page.goto(f"{site.url}/?token=wrong")
     expect(opened.page.locator("h1")).to_contain_text("no longer opens")
+    assert opened.barriers() == []
     opened.page.click("text=sign in with an account")
     expect(opened.page.locator("button")).to_have_text("Sign in")
+    assert opened.barriers() == []
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert opened.problems == []
     context.close()
