@@ -1,18 +1,23 @@
 """Gaps: judged on the union of partitions, below their common clock, settled after a while; the same whatever the batches."""
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from integration.market.gaps import SETTLE_NS, GapChanges, GapTracker
+from integration.market.gaps import SESSIONS_KEPT, SETTLE_NS, GapChanges, GapTracker
 
 KEY = (1, 0, 7)
 
 
-def fold(tracker: GapTracker, partition: int, clock: int, *sequences: int, channel: int = 0) -> GapChanges:
+def fold(
+    tracker: GapTracker, partition: int, clock: int, *sequences: int, channel: int = 0, session: int = 7
+) -> GapChanges:
     numbers = np.array(sequences, np.int64)
     same = np.ones(len(numbers), np.int64)
-    return tracker.fold(partition, clock, same, same * channel, same * 7, numbers)
+    return tracker.fold(partition, clock, same, same * channel, same * session, numbers)
 
 
 def test_hole_opens_once_it_has_settled_and_closes_when_it_fills() -> None:
@@ -135,3 +140,205 @@ def test_repeats_in_order_and_numbers_beyond_what_a_float_holds_are_exact() -> N
         fold(tracker, 1, 10, *batch)
         assert fold(tracker, 1, 10 + SETTLE_NS).opened == [(*KEY, far + 3, far + 3)]
         assert tracker.channels[KEY].base == far + 4
+
+
+Key = tuple[int, int, int]
+Event = tuple[int, int, int, int]
+
+
+@dataclass
+class PlainChannel:
+    base: int
+    came: set[int] = field(default_factory=set)
+    missing: list[tuple[int, int]] = field(default_factory=list)
+    since: int = 0
+    partitions: set[int] = field(default_factory=set)
+
+
+class PlainTracker:
+    """The rules number by number, with nothing ever forgotten: what the tracker was before it was bounded."""
+
+    def __init__(self) -> None:
+        self.channels: dict[Key, PlainChannel] = {}
+        self.clocks: dict[int, int] = {}
+
+    def fold(self, partition: int, clock: int, events: list[Event]) -> tuple[list[Any], list[Any]]:
+        self.clocks[partition] = max(clock, self.clocks.get(partition, 0))
+        opened: list[Any] = []
+        closed: list[Any] = []
+        for key in dict.fromkeys(event[:3] for event in events):
+            self._arrive(key, sorted({e[3] for e in events if e[:3] == key}), partition, opened, closed)
+        for key in sorted(self.channels):
+            self._settle(key, opened)
+        return opened, closed
+
+    def _arrive(self, key: Key, numbers: list[int], partition: int, opened: list[Any], closed: list[Any]) -> None:
+        state = self.channels.setdefault(key, PlainChannel(numbers[0] - 1))
+        state.partitions.add(partition)
+        left: list[tuple[int, int]] = []
+        for first, last in state.missing:
+            rest = [n for n in range(first, last + 1) if n not in numbers]
+            if len(rest) == last - first + 1:
+                left.append((first, last))
+                continue
+            closed.append((*key, first, last))
+            starts = [n for n in rest if n - 1 not in rest]
+            ends = [n for n in rest if n + 1 not in rest]
+            opened += [(*key, *hole) for hole in zip(starts, ends, strict=True)]
+            left += zip(starts, ends, strict=True)
+        state.missing = left
+        state.came |= {n for n in numbers if n > state.base}
+        self._advance(state)
+
+    @staticmethod
+    def _advance(state: PlainChannel) -> None:
+        while state.base + 1 in state.came:
+            state.base += 1
+            state.came.discard(state.base)
+            state.since = 0
+        if not state.came:
+            state.since = 0
+
+    def _settle(self, key: Key, opened: list[Any]) -> None:
+        state = self.channels[key]
+        clocks = [self.clocks[partition] for partition in state.partitions]
+        while state.came:
+            state.since = state.since or max(clocks)
+            if min(clocks) < state.since + SETTLE_NS:
+                return
+            hole = (state.base + 1, min(state.came) - 1)
+            state.missing.append(hole)
+            opened.append((*key, *hole))
+            since, state.base = state.since, hole[1]
+            self._advance(state)
+            state.since = since if state.came else 0
+
+
+def columns_of(events: list[Event]) -> Any:
+    return np.array(events, np.int64).reshape(-1, 4).T
+
+
+def fold_both(
+    tracker: GapTracker, plain: PlainTracker, partition: int, clock: int, events: list[Event]
+) -> tuple[GapChanges, Any]:
+    return tracker.fold(partition, clock, *columns_of(events)), plain.fold(partition, clock, events)
+
+
+# Three channels, as many sessions each as are kept, so that none may be forgotten: then nothing at all is different.
+any_event = st.tuples(st.just(1), st.integers(0, 2), st.integers(1, SESSIONS_KEPT), st.integers(1, 12))
+steps = st.tuples(st.integers(1, 2), st.integers(0, SETTLE_NS), st.lists(any_event, max_size=12))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(steps, max_size=12))
+def test_nothing_is_different_from_the_plain_rules_while_nothing_is_forgotten(
+    batches: list[tuple[int, int, list[Event]]],
+) -> None:
+    tracker, plain, clock = GapTracker(), PlainTracker(), 10
+    for partition, pause, events in batches:
+        clock += pause
+        changes, (opened, closed) = fold_both(tracker, plain, partition, clock, events)
+        assert (changes.opened, changes.closed) == (opened, closed)
+        tracker = GapTracker.load(tracker.dump())
+        assert tracker.channels.keys() == plain.channels.keys()
+
+
+# Sessions rise, each as holed as it comes, and what is missing of older ones may come in between.
+later = st.tuples(st.integers(0, 3 * SESSIONS_KEPT), st.integers(1, 9))
+rising = st.lists(
+    st.tuples(st.sets(st.integers(1, 9), min_size=1), st.lists(later, max_size=3), st.integers(0, 2 * SETTLE_NS)),
+    min_size=SESSIONS_KEPT,
+    max_size=3 * SESSIONS_KEPT,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(rising)
+def test_forgetting_loses_no_open_gap_and_invents_none(
+    sessions: list[tuple[set[int], list[tuple[int, int]], int]],
+) -> None:
+    tracker, plain, clock = GapTracker(), PlainTracker(), 10
+    told: set[Any] = set()
+    told_plain: set[Any] = set()
+    forgotten: set[int] = set()
+    for session, (numbers, late, pause) in enumerate(sessions, start=1):
+        clock += pause
+        events = [(1, 0, session, number) for number in sorted(numbers | {9})]
+        events += [(1, 0, session - back, number) for back, number in late if session - back > 0]
+        known = {key[2] for key in tracker.channels}
+        changes, (opened, closed) = fold_both(tracker, plain, 1, clock, events)
+        kept = {key[2] for key in tracker.channels}
+        # What was held at first, or comes again, is judged as ever; a session that was let go never says another word.
+        forgotten |= known - kept
+        spoke = {item[2] for item in (*changes.opened, *changes.closed)}
+        assert not spoke & (forgotten - known)
+        for seen, new, gone in ((told, changes.opened, changes.closed), (told_plain, opened, closed)):
+            seen.difference_update(set(gone) - set(new))
+            seen.update(set(new) - set(gone))
+        # An open gap keeps its session: all that the plain rules hold open, beside what came after the forgetting.
+        assert told == {gap for gap in told_plain if gap[2] not in forgotten}
+        assert {gap[2] for gap in told} <= kept
+        open_or_waiting = sum(bool(state.missing or len(state.pending)) for state in tracker.channels.values())
+        assert len(tracker.channels) <= SESSIONS_KEPT + open_or_waiting
+        tracker = GapTracker.load(tracker.dump())
+
+
+def test_a_channel_holds_its_newest_sessions_and_those_with_an_open_gap() -> None:
+    tracker = GapTracker()
+    fold(tracker, 1, 10, 1, 2, 5, session=3)
+    fold(tracker, 1, 10 + SETTLE_NS)
+    for session in range(4, 400):
+        fold(tracker, 1, 10 + session * SETTLE_NS, 1, 2, 3, session=session)
+    newest = {(1, 0, session) for session in range(400 - SESSIONS_KEPT, 400)}
+    assert tracker.channels.keys() == newest | {(1, 0, 3)}
+    # Filled in part it stays, filled whole it goes.
+    changes = fold(tracker, 1, 500 * SETTLE_NS, 3, session=3)
+    assert (changes.opened, changes.closed) == ([(1, 0, 3, 4, 4)], [(1, 0, 3, 3, 4)])
+    assert (1, 0, 3) in tracker.channels
+    assert fold(tracker, 1, 501 * SETTLE_NS, 4, session=3).closed == [(1, 0, 3, 4, 4)]
+    assert tracker.channels.keys() == newest
+
+
+def test_late_numbers_of_a_forgotten_session_open_no_gap() -> None:
+    tracker = GapTracker()
+    for session in range(1, 30):
+        fold(tracker, 1, 10, *range(1, 100), session=session)
+    # An operator releases two events of a session long gone: what lies between them did come.
+    fold(tracker, 1, 11, 42, session=5)
+    fold(tracker, 1, 12, 57, session=5)
+    assert fold(tracker, 1, 99 * SETTLE_NS).opened == []
+    assert len(tracker.channels) == SESSIONS_KEPT
+
+
+def test_the_session_that_goes_on_is_kept_whatever_other_numbers_come() -> None:
+    tracker = GapTracker()
+    for number in range(1, 100):
+        fold(tracker, 1, 10, number, session=20260105)
+        fold(tracker, 1, 10, 1, session=2**62 + number)  # a sender that makes sessions up
+    assert (1, 0, 20260105) in tracker.channels
+    fold(tracker, 1, 20, 1, 2, 4, session=20260106)
+    assert fold(tracker, 1, 20 + SETTLE_NS).opened == [(1, 0, 20260106, 3, 3)]
+
+
+def test_a_repeat_does_not_make_a_session_new_again() -> None:
+    tracker = GapTracker()
+    for session in range(1, SESSIONS_KEPT + 1):
+        fold(tracker, 1, 10, 1, 2, session=session)
+    fold(tracker, 1, 10, 2, session=1)
+    fold(tracker, 1, 10, 3, session=2)
+    for session in (101, 102):
+        fold(tracker, 1, 10, 1, session=session)
+    assert {key[2] for key in tracker.channels} == {2, *range(4, SESSIONS_KEPT + 1), 101, 102}
+
+
+def test_a_checkpoint_without_recent_sessions_is_read_and_bounded() -> None:
+    tracker = GapTracker()
+    for session in range(1, SESSIONS_KEPT + 1):
+        fold(tracker, 1, 10, 1, 3, session=session)
+    old = tracker.dump()
+    del old["recent"]
+    whole: list[Any] = [(1, 0, session, 9, [], 0, [], [1]) for session in range(100, 200)]
+    loaded = GapTracker.load(old | {"channels": [*old["channels"], *whole]})
+    kept = {*range(1, SESSIONS_KEPT + 1), *range(200 - SESSIONS_KEPT, 200)}
+    assert {key[2] for key in loaded.channels} == kept
+    assert len(fold(loaded, 1, 10 + SETTLE_NS).opened) == SESSIONS_KEPT
