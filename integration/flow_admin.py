@@ -159,6 +159,7 @@ class SubscriptionAdmin(DecisionMixin, ReadOnlyAdmin):
 
     list_display = ("topic_short", "state", "broker_lag", "rate", "seen_until", "holders", "stored")
     search_fields = ("topic",)
+    search_help_text = "Topic"
     fields = ("topic", "name", "state", "created_at")
     readonly_fields = ("state",)
     change_form_outer_after_template = "admin/integration/subscription/partitions.html"
@@ -389,6 +390,7 @@ class GapAdmin(DecisionMixin, ReadOnlyAdmin):
     list_filter = ("state", ("source", admin.RelatedOnlyFieldListFilter))
     list_select_related = ("source",)
     search_fields = ("source__code",)
+    search_help_text = "Source"
     ordering = ("-id",)
     fields = (("source", "channel", "session"), ("first", "last", "missing"), ("state", "detected_at", "closed_at"))
     readonly_fields = ("missing",)
@@ -424,6 +426,7 @@ class JobAdmin(DecisionMixin, ReadOnlyAdmin):
     list_display = ("kind", "key", "state_label", "attempts", "asked", "took", "error_short")
     list_filter = ("state", "kind")
     search_fields = ("key", "kind")
+    search_help_text = "Kind or key"
     ordering = ("-id",)
     fields = (
         ("kind", "key"),
@@ -476,6 +479,7 @@ class AlertAdmin(DecisionMixin, ReadOnlyAdmin):
     list_display = ("kind", "key", "severity_label", "message", "opened", "state_label", "acknowledged_by")
     list_filter = ("severity", "kind", ("closed_at", admin.EmptyFieldListFilter))
     search_fields = ("kind", "key", "message")
+    search_help_text = "Kind, key or message"
     ordering = ("-id",)
     fields = (
         ("kind", "key", "severity"),

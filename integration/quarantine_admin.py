@@ -123,16 +123,13 @@ class QuarantinedEventAdmin(DecisionMixin, ReadOnlyAdmin):
     list_before_template = "admin/integration/quarantinedevent/reasons.html"
     change_form_outer_before_template = "admin/integration/quarantinedevent/event.html"
     readonly_fields = (
-        "reason_words", "state", "detail", "instrument", "source", "identity", "partition_full", "batch_id", "event_time", "publish_time",
+        "state", "instrument", "source", "identity", "partition_full", "batch_id", "event_time", "publish_time",
         "receive_time", "came_at", "decided_at", "released_batch_id", "note",
     )  # fmt: skip
     fieldsets = (
-        ("Why", {"fields": ("reason_words", "detail", "state", "note")}),
-        (
-            "What",
-            {"fields": (("instrument", "source"), "identity", "partition_full", ("batch_id", "released_batch_id"))},
-        ),
-        ("When", {"fields": ("event_time", "publish_time", "receive_time", ("came_at", "decided_at"))}),
+        ("Decision", {"fields": (("state", "decided_at"), "note", "released_batch_id")}),
+        ("What", {"fields": (("instrument", "source"), "identity", ("partition_full", "batch_id"))}),
+        ("When", {"fields": ("event_time", "publish_time", "receive_time", "came_at")}),
     )
 
     decisions: ClassVar = {
@@ -184,10 +181,6 @@ class QuarantinedEventAdmin(DecisionMixin, ReadOnlyAdmin):
         return format_html('<span title="{}">{} ago</span>', moment, since_text(event.created_at, timezone.now()))
 
     # -- fields of the page ----------------------------------------------------------------------------------------------
-
-    @display(description="Reason")
-    def reason_words(self, event: QuarantinedEvent) -> str:
-        return f"{event.code}: {reason(event.code).words}"
 
     @display(description="Identity")
     def identity(self, event: QuarantinedEvent) -> str:

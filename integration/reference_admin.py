@@ -3,20 +3,23 @@
 Ticks are never listed in full; an instrument's page shows its newest. Forms check what a person types (`forms`).
 """
 
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import urlencode
 
 from django.contrib import admin
-from django.db.models import Count, QuerySet
+from django.db.models import Count, Field, QuerySet
 from django.forms import BaseInlineFormSet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.text import capfirst
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import display
+from unfold.widgets import UnfoldAdminDecimalFieldWidget
 
 from integration import forms, selectors
 from integration.display import moment_text, topic_text
+from integration.fields import NanosField
 from integration.flow_admin import PanelMixin
 from integration.models import Instrument, InstrumentAlias, Issuer, Listing, Source, SourceBinding, Venue
 
@@ -55,7 +58,21 @@ class IssuerAdmin(ModelAdmin):  # type: ignore[misc]
     search_help_text = "Name or LEI"
 
 
-class AliasInline(TabularInline):  # type: ignore[misc]
+class LabelledInline(TabularInline):  # type: ignore[misc]
+    """Rows of a table whose fields say their name: the column's heading is no label to a screen reader."""
+
+    def formfield_for_dbfield(self, db_field: "Field[Any, Any]", request: HttpRequest, **kwargs: Any) -> Any:
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if field is not None:
+            label = capfirst(field.label)
+            widget = getattr(field.widget, "widget", field.widget)  # inside of the links to add and change
+            widget.attrs["aria-label"] = label
+            for part, name in zip(getattr(widget, "widgets", ()), ("date", "time"), strict=False):
+                part.attrs["aria-label"] = f"{label}, {name}"
+        return field
+
+
+class AliasInline(LabelledInline):
     """An instrument's names over time."""
 
     model = InstrumentAlias
@@ -86,13 +103,14 @@ class AliasInline(TabularInline):  # type: ignore[misc]
         return Prefilled
 
 
-class ListingInline(TabularInline):  # type: ignore[misc]
+class ListingInline(LabelledInline):
     """Where an instrument trades."""
 
     model = Listing
     form = forms.ListingForm
     formset = forms.ListingFormSet
     fields = ("venue", "currency", "price_unit", "tick_size", "is_primary")
+    formfield_overrides: ClassVar = {NanosField: {"widget": UnfoldAdminDecimalFieldWidget}}
     extra = 0
 
     def get_extra(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> int:
@@ -177,7 +195,7 @@ class InstrumentAliasAdmin(PanelMixin, ModelAdmin):  # type: ignore[misc]
         }
 
 
-class BindingInline(TabularInline):  # type: ignore[misc]
+class BindingInline(LabelledInline):
     """The topics that a source may use."""
 
     model = SourceBinding
