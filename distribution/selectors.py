@@ -55,6 +55,7 @@ QUOTES_NS: Final = MINUTE_NS
 SPARK_MINUTES: Final = 60
 FIRST_EVENTS: Final = 30
 EVENTS_PER_LOOK: Final = 20
+ALERT_ROUND_S: Final = 2.0  # alerts of one round are opened in one transaction
 OUT_OF_ORDER: Final = 500  # ids that may still become visible below the newest one
 
 
@@ -387,7 +388,7 @@ class ServiceWatch:
         self._tables = [
             _NewRows(QuarantinedEvent.objects.all(), _quarantined_event),
             _NewRows(Gap.objects.select_related("source"), _gap_event),
-            _NewRows(Alert.objects.all(), _alert_event),
+            _NewRows(Alert.objects.all(), _alert_event, together=_alerts_event),
             _NewRows(InstrumentStatus.objects.select_related("instrument"), _status_event),
         ]
 
@@ -466,11 +467,20 @@ def _canary_positions() -> list[int]:
 
 
 class _NewRows:
-    """Rows of a table that were not there at the last look; ids may become visible out of order, so the newest are remembered."""
+    """Rows of a table that were not there at the last look; ids may become visible out of order, so the newest are remembered.
 
-    def __init__(self, query: QuerySet[Any], describe: Callable[[Any], FeedEvent]) -> None:
+    With `together`, neighbours that are one piece of news (see `_is_one_news`) become one event.
+    """
+
+    def __init__(
+        self,
+        query: QuerySet[Any],
+        describe: Callable[[Any], FeedEvent],
+        together: Callable[[list[Any]], FeedEvent] | None = None,
+    ) -> None:
         self._query = query
         self._describe = describe
+        self._together = together
         self._known: deque[int] = deque(maxlen=2 * OUT_OF_ORDER)
         self._after: int | None = None
 
@@ -489,7 +499,7 @@ class _NewRows:
                 more = self._query.filter(id__gt=self._after).count() - EVENTS_PER_LOOK
         self._known.extend(row.id for row in reversed(fresh))
         self._after = max([self._after or 0, *(row.id for row in fresh)])
-        events = [self._describe(row) for row in reversed(fresh[: max(FIRST_EVENTS, EVENTS_PER_LOOK)])]
+        events = self._events(list(reversed(fresh[: max(FIRST_EVENTS, EVENTS_PER_LOOK)])))
         if more > 0:
             name = self._query.model._meta.verbose_name_plural  # noqa: SLF001 - documented by Django
             link = _admin(self._query.model, "changelist")
@@ -498,6 +508,22 @@ class _NewRows:
                 FeedEvent(last.ts, last.kind, "warning", None, f"{more} more {name} in the same second", link)
             )
         return events
+
+    def _events(self, rows: list[Any]) -> list[FeedEvent]:
+        if self._together is None:
+            return [self._describe(row) for row in rows]
+        groups: list[list[Any]] = []
+        for row in rows:
+            if groups and _is_one_news(groups[-1][-1], row):
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        return [self._describe(group[0]) if len(group) == 1 else self._together(group) for group in groups]
+
+
+def _is_one_news(before: Alert, after: Alert) -> bool:
+    """Tell whether two alerts opened in one round of the watch for one kind: one cause, and one line is enough."""
+    return before.kind == after.kind and (after.opened_at - before.opened_at).total_seconds() < ALERT_ROUND_S
 
 
 def _quarantined_event(row: QuarantinedEvent) -> FeedEvent:
@@ -513,7 +539,23 @@ def _gap_event(row: Gap) -> FeedEvent:
 
 
 def _alert_event(row: Alert) -> FeedEvent:
-    return FeedEvent(_ns(row.opened_at), "alert", str(row.severity), None, row.message[:300], _change(row))
+    key = _short(row.key)
+    text = row.message if key in row.message else f"{key}: {row.message}"
+    return FeedEvent(_ns(row.opened_at), "alert", str(row.severity), None, text[:300], _change(row))
+
+
+def _alerts_event(rows: list[Alert]) -> FeedEvent:
+    """Give one event for alerts of one kind that opened together, with their number and what they are about."""
+    newest = rows[-1]
+    keys = ", ".join(_short(row.key) for row in rows)
+    text = f"{len(rows)} alerts {newest.kind}: {keys}"
+    text = text if len(text) <= 300 else f"{text[:299]}…"
+    return FeedEvent(_ns(newest.opened_at), "alert", str(newest.severity), None, text, _admin(Alert, "changelist"))
+
+
+def _short(key: str) -> str:
+    """Give the last part of a topic's or partition's name, which is what tells one from another."""
+    return key.rpartition("/")[2]
 
 
 def _status_event(row: InstrumentStatus) -> FeedEvent:

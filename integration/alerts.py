@@ -4,8 +4,8 @@ Every kind has a runbook in docs/operations.md (a test holds that). Limits are t
 still silent, so that an alert always needs a person.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 QUARANTINE: Final = "quarantine"
@@ -34,6 +34,14 @@ LEASE_LIMIT_S: Final = 15.0  # a holder renews every second or with each batch; 
 UNPUBLISHED_LIMIT_S: Final = 30.0  # a committed batch is sent within a second
 CANARY_LIMIT_S: Final = 15.0  # one is sent each second
 GAP_LIMIT_S: Final = 60.0  # a late partition closes gaps by itself before that
+# So long must the path be found ill before an alert opens. After a start, or a takeover, leases are old and messages wait until
+# the new processes have begun; that takes ten seconds on a laptop and needs nobody.
+GRACE_S: Final[dict[str, float]] = {
+    CONSUMER_STALE: 20.0,
+    SEQUENCER_STALE: 20.0,
+    PUBLISHER_BACKLOG: 20.0,
+    CANARY_LATE: 20.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,7 @@ class Finding:
     kind: str
     key: str
     message: str
+    is_due: bool = True  # false: in its grace period; an alert that is open stays open, a new one does not open
 
     @property
     def severity(self) -> str:
@@ -98,6 +107,25 @@ def findings(facts: Facts) -> Iterator[Finding]:
                 f"no consumer holds this partition; messages waiting at the broker: {waiting}",
             )
     yield from _path_findings(facts)
+
+
+def with_grace(
+    found: Iterable[Finding], noticed: Mapping[str, float], now_s: float
+) -> tuple[list[Finding], dict[str, float]]:
+    """Mark what has not lasted for its grace period as not due; give it with the times (s) since which each has been noticed.
+
+    `noticed` is what the last call gave, by kind and key; what is no longer found is forgotten, so that its next time is a first one.
+    """
+    judged, since = [], {}
+    for finding in found:
+        grace = GRACE_S.get(finding.kind)
+        if grace is not None:
+            name = f"{finding.kind} {finding.key}"
+            # A clock that was set back begins the period again.
+            since[name] = min(noticed.get(name, now_s), now_s)
+            finding = replace(finding, is_due=now_s - since[name] >= grace)  # noqa: PLW2901 - the same finding, judged
+        judged.append(finding)
+    return judged, since
 
 
 def _path_findings(facts: Facts) -> Iterator[Finding]:

@@ -12,11 +12,13 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AbstractBaseUser
 from django.contrib.contenttypes.models import ContentType
+from django.core.cache import cache
 from django.db import models, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
+from redis.exceptions import RedisError
 
-from integration import alerts
+from integration import alerts, selectors
 from integration.models import Alert, Gap, Job, QuarantinedEvent, Subscription
 from integration.reasons import NOT_RELEASABLE
 
@@ -28,6 +30,8 @@ OPERATOR: Final = "operator"
 DESK: Final = "desk"
 # One audit row per object up to here; above it one row that says how many, since a million rows explain nothing.
 _AUDITED_ONE_BY_ONE: Final = 200
+_NOTICED_KEY: Final = "alerts:noticed"
+_NOTICED_SECONDS: Final = 45  # four rounds of `watch_alerts`
 
 
 @transaction.atomic
@@ -133,9 +137,24 @@ def retry_job(*, job: Job, actor: AbstractBaseUser) -> bool:
     return True
 
 
+def watch_alerts(*, now_ns: int) -> tuple[int, int]:
+    """Open and close alerts by the facts of `now_ns`; returns (opened, closed).
+
+    Since when the path has been ill is kept in the cache, for every worker, and for less than a minute: a service that was
+    stopped begins its grace period anew. Without the cache there is no grace.
+    """
+    found = list(alerts.findings(selectors.alert_facts(now_ns)))
+    try:
+        found, noticed = alerts.with_grace(found, cache.get(_NOTICED_KEY) or {}, now_ns / 1e9)
+        cache.set(_NOTICED_KEY, noticed, _NOTICED_SECONDS)
+    except (RedisError, OSError) as problem:
+        log.warning("alerts without grace", error=str(problem))
+    return reconcile_alerts(found=found)
+
+
 @transaction.atomic
 def reconcile_alerts(*, found: Iterable[alerts.Finding]) -> tuple[int, int]:
-    """Open an alert for each finding that has none, refresh the words of the others, close what is over.
+    """Open an alert for each due finding that has none, refresh the words of the others, close what is over.
 
     Returns (opened, closed). Only kinds of `alerts.SEVERITIES` are touched: other apps own theirs.
     """
@@ -148,10 +167,11 @@ def reconcile_alerts(*, found: Iterable[alerts.Finding]) -> tuple[int, int]:
             over.append(alert.pk)
         elif finding.message != alert.message:
             Alert.objects.filter(pk=alert.pk).update(message=finding.message[:400])
-    for finding in wanted.values():
+    due = [finding for finding in wanted.values() if finding.is_due]
+    for finding in due:
         open_alert(kind=finding.kind, key=finding.key, severity=finding.severity, message=finding.message)
     Alert.objects.filter(pk__in=over).update(closed_at=timezone.now())
-    return len(wanted), len(over)
+    return len(due), len(over)
 
 
 @transaction.atomic

@@ -4,7 +4,7 @@ import time
 
 from celery import shared_task
 
-from integration import alerts, jobs, selectors, services
+from integration import jobs, services
 
 
 @shared_task(name="integration.run_jobs")
@@ -22,4 +22,4 @@ def plan_jobs() -> None:
 @shared_task(name="integration.watch_alerts")
 def watch_alerts() -> tuple[int, int]:
     """Open and close alerts by the facts of now."""
-    return services.reconcile_alerts(found=alerts.findings(selectors.alert_facts(time.time_ns())))
+    return services.watch_alerts(now_ns=time.time_ns())

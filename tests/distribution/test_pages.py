@@ -1,7 +1,7 @@
 """The desk's pages without a browser: who gets in, what the server renders, the bars, and the stored state they start from."""
 
 import time
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -339,6 +339,51 @@ def test_the_watch_tells_each_thing_once(market: Market) -> None:
     many = look()
     assert many[-1] == ("quarantine", "80 more quarantined events in the same second")
     assert look() == []
+
+
+def test_alerts_of_one_round_and_kind_are_one_event(market: Market) -> None:
+    watch = selectors.ServiceWatch()
+
+    def look() -> list[tuple[str, str, str]]:
+        events = watch.look(time.time_ns(), identities=set(), with_venues=False).events
+        return [(event.severity, event.text, event.link) for event in events]
+
+    def stale(number: int, **facts: Any) -> Alert:
+        partition = f"persistent://a/b/equities-partition-{number}"
+        return Alert.objects.create(
+            kind="consumer_stale", key=partition, severity="critical", message="nobody", **facts
+        )
+
+    assert look() == []
+    for number in range(3):
+        stale(number)
+    late = Alert.objects.create(kind="canary_late", key="canary", severity="critical", message="the canary is 20 s old")
+    assert look() == [
+        (
+            "critical",
+            "3 alerts consumer_stale: equities-partition-0, equities-partition-1, equities-partition-2",
+            "/admin/integration/alert/",
+        ),
+        ("critical", "the canary is 20 s old", f"/admin/integration/alert/{late.pk}/change/"),
+    ]
+    # A later round is other news, and one alone says where.
+    one = stale(3)
+    link = f"/admin/integration/alert/{one.pk}/change/"
+    assert look() == [("critical", "equities-partition-3: nobody", link)]
+    assert look() == []
+    Alert.objects.filter(pk=one.pk).update(opened_at=datetime.now(UTC) + timedelta(hours=1))
+    # A desk that begins later tells the rounds apart by their time.
+    first = selectors.ServiceWatch().look(time.time_ns(), identities=set(), with_venues=False).events
+    assert [event.text.partition(":")[0] for event in first] == [
+        "3 alerts consumer_stale",
+        "the canary is 20 s old",
+        "equities-partition-3",
+    ]
+    for number in range(4, 24):
+        stale(number)
+    ((_, text, _),) = look()
+    assert text.startswith("20 alerts consumer_stale: equities-partition-4, ")
+    assert (len(text), text[-1]) == (300, "…")
 
 
 def test_events_link_into_the_admin(market: Market) -> None:

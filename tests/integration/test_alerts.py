@@ -6,11 +6,17 @@ import pytest
 
 from integration.alerts import (
     CANARY_LIMIT_S,
+    CONSUMER_STALE,
+    GAP,
+    GRACE_S,
     LEASE_LIMIT_S,
+    SEVERITIES,
     UNPUBLISHED_LIMIT_S,
     Facts,
+    Finding,
     PartitionFact,
     findings,
+    with_grace,
 )
 
 WELL = Facts(
@@ -75,3 +81,39 @@ def test_each_reason_source_and_job_kind_is_an_alert_of_its_own() -> None:
         ("gap", "sim"),
         ("job_failed", "retention"),
     ]
+
+
+STALE = Finding(CONSUMER_STALE, "p-0", "no consumer")
+GRACE = GRACE_S[CONSUMER_STALE]
+
+
+def test_an_ill_path_becomes_due_when_its_grace_is_over() -> None:
+    noticed: dict[str, float] = {}
+    told = []
+    for now in (100.0, 100.0 + GRACE - 0.1, 100.0 + GRACE, 100.0 + 9 * GRACE):
+        (judged,), noticed = with_grace([STALE], noticed, now)
+        told.append(judged.is_due)
+        assert replace(judged, is_due=True) == STALE
+    assert told == [False, False, True, True]
+
+
+def test_each_partition_has_a_grace_of_its_own_and_begins_it_again_once_it_was_well() -> None:
+    other = replace(STALE, key="p-1")
+    _, noticed = with_grace([STALE], {}, 100.0)
+    judged, noticed = with_grace([STALE, other], noticed, 100.0 + GRACE)
+    assert [finding.is_due for finding in judged] == [True, False]
+    judged, noticed = with_grace([other], noticed, 100.0 + 2 * GRACE)
+    assert [finding.is_due for finding in judged] == [True]
+    judged, _ = with_grace([STALE, other], noticed, 100.0 + 3 * GRACE)
+    assert [finding.is_due for finding in judged] == [False, True]
+
+
+def test_a_clock_that_was_set_back_begins_the_grace_again() -> None:
+    (judged,), noticed = with_grace([STALE], {"consumer_stale p-0": 5_000.0}, 100.0)
+    assert (judged.is_due, noticed) == (False, {"consumer_stale p-0": 100.0})
+
+
+def test_only_the_paths_own_kinds_wait() -> None:
+    assert GRACE_S.keys() == {kind for kind, severity in SEVERITIES.items() if severity == "critical"}
+    (judged,), noticed = with_grace([Finding(GAP, "sim", "4 sequences")], {}, 100.0)
+    assert (judged.is_due, noticed) == (True, {})

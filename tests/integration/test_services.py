@@ -1,13 +1,18 @@
 """Decisions of data operations: what changes, what does not, and what the audit trail says."""
 
+import time
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
+from django.core.cache import cache
+from django.utils import timezone
 
 from integration import alerts, services
-from integration.models import Alert, Gap, Job, QuarantinedEvent, Subscription
+from integration.models import Alert, Gap, Job, Lease, QuarantinedEvent, Subscription
 from tests.integration import desk
 
 pytestmark = pytest.mark.django_db
@@ -129,6 +134,42 @@ def test_alerts_open_once_follow_the_facts_and_close() -> None:
     assert services.reconcile_alerts(found=found) == (1, 0)
     foreign.refresh_from_db()
     assert foreign.closed_at is None
+
+
+def test_what_is_in_its_grace_opens_nothing_and_closes_nothing() -> None:
+    waiting = alerts.Finding(alerts.CONSUMER_STALE, "p-0", "no consumer", is_due=False)
+    assert services.reconcile_alerts(found=[waiting]) == (0, 0)
+    assert services.reconcile_alerts(found=[replace(waiting, is_due=True)]) == (1, 0)
+    # After a restart the grace begins again; what was open is not closed by that.
+    assert services.reconcile_alerts(found=[replace(waiting, message="still none")]) == (0, 0)
+    assert Alert.objects.get(closed_at=None).message == "still none"
+    assert services.reconcile_alerts(found=[]) == (0, 1)
+
+
+def old_lease() -> None:
+    """Leave the sequencer's lease as a service does that was killed an hour ago."""
+    Lease.objects.create(name="sequencer", epoch=1, holder="h", renewed_at=timezone.now() - timedelta(hours=1))
+
+
+def test_a_service_that_starts_with_old_leases_is_given_time() -> None:
+    cache.delete(services._NOTICED_KEY)
+    old_lease()
+    now, grace = time.time_ns(), round(alerts.GRACE_S[alerts.SEQUENCER_STALE] * 1e9)
+    assert services.watch_alerts(now_ns=now) == (0, 0)
+    assert services.watch_alerts(now_ns=now + grace // 2) == (0, 0)
+    assert services.watch_alerts(now_ns=now + grace) == (1, 0)
+    assert services.watch_alerts(now_ns=now + 2 * grace) == (0, 0)
+    assert Alert.objects.get().kind == alerts.SEQUENCER_STALE
+    # Stopped for so long that the cache has forgotten: what was open stays, and stays one.
+    cache.delete(services._NOTICED_KEY)
+    assert services.watch_alerts(now_ns=now + 99 * grace) == (0, 0)
+    assert Alert.objects.filter(closed_at=None).count() == 1
+
+
+def test_without_the_cache_alerts_open_at_once(settings: Any) -> None:
+    settings.CACHES = {"default": settings.CACHES["default"] | {"LOCATION": "redis://127.0.0.1:1/0"}}
+    old_lease()
+    assert services.watch_alerts(now_ns=time.time_ns()) == (1, 0)
 
 
 def test_operators_are_made_once_and_the_password_is_set_when_it_differs() -> None:
