@@ -201,6 +201,21 @@ def test_every_page_is_clean_and_keeps_nobody_out(story: Story, visit: Any, sche
         assert_clean(opened)
 
 
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_the_next_step_is_in_sight_on_a_phone(story: Story, visit: Any, scheme: str) -> None:
+    opened = visit(reverse("admin:index"), width=390, color_scheme=scheme)
+    step = opened.page.locator("tr", has_text="price_sign").get_by_role("link")
+    box = step.bounding_box()
+    assert box is not None
+    assert 0 < box["x"] < box["x"] + box["width"] < 390
+    assert_clean(opened)
+    step.click()
+    expect(rows(opened)).to_have_count(1)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
+    opened.page.wait_for_load_state()
+    assert_clean(opened)
+
+
 def test_a_quarantined_event_is_read_and_released(story: Story, visit: Any) -> None:
     minus = story.event("price_sign")
     opened = visit(address("quarantinedevent", "change", minus.pk))
