@@ -10,8 +10,10 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.forms.models import BaseInlineFormSet, model_to_dict
+from django.utils import timezone
 
 from integration.market.identifiers import instrument_problem
+from integration.market.sessions import session_table
 from integration.models import Instrument, InstrumentAlias, Issuer, Listing, Source, SourceBinding, Venue
 
 _ALWAYS_OPEN: Final = "24/7"
@@ -54,10 +56,26 @@ def known_mics() -> frozenset[str]:
 
 @lru_cache(maxsize=1)
 def known_calendars() -> frozenset[str]:
-    """Give the calendar names that sessions can be built from."""
+    """Give the calendar names that exchange-calendars has; not each can be built (`calendar_problem`)."""
     import exchange_calendars  # heavy, and only a venue's form needs it
 
     return frozenset(exchange_calendars.get_calendar_names(include_aliases=True)) | {_ALWAYS_OPEN}
+
+
+def calendar_problem(name: str) -> str:
+    """Say why sessions cannot be had from a calendar of this name; empty when they can.
+
+    A calendar that the library lists may fail in its code with the installed pandas (4.13 with pandas 3: Athens, Tel Aviv and three
+    more), so the one that was typed is built: a tenth of a second, and always the truth about what is installed.
+    """
+    if name not in known_calendars():
+        return f"No calendar of exchange-calendars has this name, was “{name}”. Use 24/7 for a venue that never closes."
+    if not session_table(name, last_year=timezone.now().year + 1).known:
+        return (
+            f"exchange-calendars knows {name} but cannot build it with the installed pandas, so every market state would be “unknown”. "
+            "Use the calendar of a venue with the same hours."
+        )
+    return ""
 
 
 @lru_cache(maxsize=1)
@@ -67,7 +85,7 @@ def known_currencies() -> frozenset[str]:
 
 
 class VenueForm(GuardedForm):
-    """A venue: a MIC of ISO 10383 unless internal, a calendar that exists, a time zone that exists."""
+    """A venue: a MIC of ISO 10383 unless internal, a calendar that can be built, a time zone that exists."""
 
     class Meta:
         model = Venue
@@ -75,11 +93,8 @@ class VenueForm(GuardedForm):
 
     def clean_calendar(self) -> str:
         name = str(self.cleaned_data["calendar"])
-        if name not in known_calendars():
-            raise ValidationError(
-                f"No calendar of exchange-calendars has this name, was “{name}”. Use 24/7 for a venue that never closes.",
-                code="calendar",
-            )
+        if problem := calendar_problem(name):
+            raise ValidationError(problem, code="calendar")
         return name
 
     def clean_timezone(self) -> str:
