@@ -1,6 +1,7 @@
 """`manage.py run_stack` itself: the whole service from nothing to the link, repaired when a process is killed, stopped by SIGTERM."""
 
 import fcntl
+import http.cookiejar
 import json
 import os
 import re
@@ -16,10 +17,13 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
+import websockets
+from websockets.sync.client import connect
 
 from config.embedded.keeper import start_time
 from config.embedded.runtime import VarFolder, choose_port
 from config.env import REPOSITORY
+from distribution.protocol import CLOSE_PROTOCOL
 
 
 class Stack:
@@ -95,6 +99,11 @@ def is_alive(record: Path) -> bool:
     return bool(start_time(pid) == born)
 
 
+def server_of(record: Path) -> int:
+    """Return the process that a record names; it may be written anew at any moment, but never in part."""
+    return int(json.loads(record.read_text())["server"][0])
+
+
 def get(address: str) -> int:
     """Return the status of a page."""
     try:
@@ -114,6 +123,33 @@ def eventually(condition: Callable[[], bool]) -> bool:
     return True
 
 
+def check_live_protocol(link: str) -> None:
+    """Hold that the socket of this very server agrees to no compression and reads no message beyond its limit."""
+    jar = http.cookiejar.CookieJar()
+    urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar)).open(link, timeout=60).close()
+    cookie = "; ".join(f"{item.name}={item.value}" for item in jar)
+    address = "ws" + link.partition("/?")[0].removeprefix("http") + "/ws/v1/market-data"
+
+    def closed_after(text: str) -> int:
+        subprotocols = [websockets.Subprotocol("md1.json")]
+        with connect(address, additional_headers={"Cookie": cookie}, subprotocols=subprotocols) as live:
+            assert live.request is not None
+            assert live.response is not None
+            assert "permessage-deflate" in live.request.headers["Sec-WebSocket-Extensions"]
+            assert "Sec-WebSocket-Extensions" not in live.response.headers
+            assert '"t":"welcome"' in live.recv(timeout=60)
+            with pytest.raises(websockets.ConnectionClosed) as end:  # noqa: PT012 - whatever else is said comes first
+                live.send(text)
+                while True:
+                    live.recv(timeout=60)
+            assert end.value.rcvd is not None
+            return end.value.rcvd.code
+
+    assert closed_after("x" * (64 * 1024 + 1)) == 1009
+    # What the server still reads is refused by the protocol itself, with its own code.
+    assert closed_after("x" * (64 * 1024)) == CLOSE_PROTOCOL
+
+
 def test_from_nothing_to_the_link_and_back(var: Path, run_stack: Callable[[int], Stack]) -> None:
     stack = run_stack(choose_port(taken=set()))
     link = stack.read_until(r"http://127\.0\.0\.1:\d+/\?token=\S+").group()
@@ -121,6 +157,7 @@ def test_from_nothing_to_the_link_and_back(var: Path, run_stack: Callable[[int],
     assert (var / "secrets" / "operator-password").read_text() == password
     assert get(link) == 200
     assert get(link + "x") == 403
+    check_live_protocol(link)
 
     consumer = stack.find("consume_ticks")
     os.kill(consumer, signal.SIGKILL)
@@ -129,11 +166,10 @@ def test_from_nothing_to_the_link_and_back(var: Path, run_stack: Callable[[int],
     assert eventually(lambda: stack.find("consume_ticks") not in (0, consumer))
 
     valkey = var / "run" / "valkey.json"
-    killed = json.loads(valkey.read_text())["server"][0]
+    killed = server_of(valkey)
     os.kill(killed, signal.SIGKILL)
     # By the supervisor, or by the consumer that is just starting and needs it: whoever looks first.
-    assert eventually(lambda: valkey.exists() and is_alive(valkey))
-    assert json.loads(valkey.read_text())["server"][0] != killed
+    assert eventually(lambda: valkey.exists() and is_alive(valkey) and server_of(valkey) != killed)
 
     everything = list(stack.children())
     stack.process.send_signal(signal.SIGTERM)

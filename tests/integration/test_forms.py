@@ -41,6 +41,6 @@ def test_a_calendar_that_gives_no_sessions_is_refused_with_the_reason(calendar: 
     values = {"mic": "XNYS", "name": "New York", "calendar": calendar, "timezone": "America/New_York"}
     form = VenueForm(values)
     assert not form.is_valid()
-    assert form.errors["calendar"][0].startswith(words)
+    assert str(form.errors["calendar"][0]).startswith(words)
     for good in ("XNYS", "NYSE", "CMES", "24/7"):
         assert VenueForm(values | {"calendar": good}).is_valid()

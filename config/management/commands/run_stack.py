@@ -26,6 +26,12 @@ from config.supervisor import Program, Supervisor
 START_ORDER = ("web", "consumer", "sequencer", "celery", "beat", "feed")
 STOP_ORDER = ("feed", "consumer", "sequencer", "beat", "celery", "web")
 WEB_SECONDS = 60.0
+# A client of the live protocol says at most 16 KiB at once (docs/websocket.md); uvicorn would read 16 MiB before anybody could refuse
+# it. Compression costs the processor more than the loopback or a proxy saves, and lets a few bytes unpack to many.
+WEB_OPTIONS = (
+    *("--timeout-graceful-shutdown", "1", "--no-access-log", "--no-server-header"),
+    *("--ws-max-size", str(64 * 1024), "--ws-per-message-deflate", "false"),
+)
 MANAGE = str(REPOSITORY / "manage.py")
 
 
@@ -155,7 +161,7 @@ def programs(settings: Environment, environment: dict[str, str]) -> list[Program
     others = {name: value for name, value in environment.items() if name != "MDI_ACCESS_TOKEN"}
     web = ("-m", "uvicorn", "config.asgi:application", "--host", "127.0.0.1", "--port", str(settings.port))
     argv = {
-        "web": (*web, "--timeout-graceful-shutdown", "1", "--no-access-log", "--no-server-header"),
+        "web": (*web, *WEB_OPTIONS),
         "consumer": (MANAGE, "consume_ticks"),
         "sequencer": (MANAGE, "sequence_ticks"),
         "celery": (
