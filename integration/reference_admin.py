@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.db.models import Count, Field, QuerySet
-from django.forms import BaseInlineFormSet
+from django.forms import BaseInlineFormSet, SplitDateTimeWidget
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
@@ -66,9 +66,11 @@ class LabelledInline(TabularInline):  # type: ignore[misc]
         if field is not None:
             label = capfirst(field.label)
             widget = getattr(field.widget, "widget", field.widget)  # inside of the links to add and change
-            widget.attrs["aria-label"] = label
-            for part, name in zip(getattr(widget, "widgets", ()), ("date", "time"), strict=False):
-                part.attrs["aria-label"] = f"{label}, {name}"
+            if isinstance(widget, SplitDateTimeWidget):
+                for part, name in zip(widget.widgets, ("date", "time"), strict=True):
+                    part.attrs["aria-label"] = f"{label}, {name}"
+            else:
+                widget.attrs["aria-label"] = label
         return field
 
 

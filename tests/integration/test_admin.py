@@ -320,8 +320,25 @@ def test_pause_and_resume(client: Client) -> None:
     client.post(reverse("admin:integration_subscription_resume", args=[topic.pk]))
     assert not Subscription.objects.get().is_paused
     url = reverse("admin:integration_subscription_changelist")
-    client.post(url, {"action": "pause_selected", "_selected_action": [topic.pk]})
+    chosen = {"_selected_action": [topic.pk]}
+    page = client.post(url, chosen | {"action": "pause_selected"}, follow=True).content.decode()
+    assert "1 subscription paused" in page
     assert Subscription.objects.get().is_paused
+    client.post(url, chosen | {"action": "resume_selected"})
+    assert not Subscription.objects.get().is_paused
+    again = client.post(url, chosen | {"action": "resume_selected"}, follow=True).content.decode()
+    assert "“Resume” changed nothing" in again
+
+
+def test_fields_in_tables_say_their_names(client: Client) -> None:
+    page = client.get(reverse("admin:integration_instrument_change", args=[desk.instrument().pk])).content.decode()
+    for name, label in (
+        ("aliases-0-value", "Value"),
+        ("aliases-0-valid_from_1", "Valid from, time"),
+        ("listings-0-venue", "Venue"),
+        ("listings-0-tick_size", "Tick size"),
+    ):
+        assert re.search(rf'<(input|select)[^>]*name="{name}"[^>]*aria-label="{label}"', page), name
 
 
 def test_gap_job_and_alert_decisions(client: Client) -> None:
