@@ -35,9 +35,11 @@ $(STAMP): $(LOCKS) requirements-demo.txt package-lock.json
 	 || { echo "setup: uv could not, trying pip"; \
 	      env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -q --require-hashes $(LOCKS:%=-r %) \
 	   && env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -q --require-hashes --no-deps -r requirements-demo.txt; }
-	@echo "setup: browser libraries; the broker's jars (once for all clones)"
+	@echo "setup: browser libraries; compiled kernels; the broker's jars (once for all clones)"
 	@$(BIN)/npm ci --ignore-scripts --no-fund --no-audit --loglevel=error & npm=$$!; \
-	 env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m config.embedded.warm && wait $$npm
+	 env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m config.kernels & kernels=$$!; \
+	 env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m config.embedded.warm && wait $$npm \
+	 && { wait $$kernels || echo "setup: kernels not compiled, the first start will do it"; }
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q config integration quality corporate_actions distribution || true
 	@touch $@
 

@@ -56,6 +56,17 @@ def compiled(function: Function) -> Function:
     return cast("Function", numba.njit(cache=True, error_model="numpy")(function))
 
 
+def frozen(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Give a read-only view of a column of ticks, aligned and without strides; a copy only where it is not so.
+
+    numba compiles a function anew, for half a second, for each combination of the types of its arguments, and may-be-written is a part of the
+    type. Columns of a payload may be either, each by itself: without this a sequencer would stand still now and then for a new combination.
+    """
+    view = np.require(column, requirements=("C", "A")).view()
+    view.flags.writeable = False
+    return view
+
+
 @compiled
 def multiply(a: int, b: int) -> tuple[int, int, int]:
     """Give the exact product of two int64 as three digits."""

@@ -272,18 +272,20 @@ class BarBuilder:
             self._parts = np.empty((room, self._kernel.COLUMNS), np.int64)
             self._part_key = np.empty(room, np.int64)
         table = np.full(_power_of_two(2 * room), -1, np.int32)
+        frozen = self._kernel.frozen
         return self._kernel.sum_minutes(
-            key_of_row, self._whole, ticks.ts_event, ticks.price, ticks.size, ticks.conditions, ticks.flags, self._latest, table,
-            self._parts, self._part_key,
+            key_of_row, self._whole, frozen(ticks.ts_event), frozen(ticks.price), frozen(ticks.size), frozen(ticks.conditions),
+            frozen(ticks.flags), self._latest, table, self._parts, self._part_key,
         )  # fmt: skip
 
     def _assign(self, ticks: Ticks) -> npt.NDArray[np.int32]:
         key_of_row = np.empty(len(ticks), np.int32)
         row, known = 0, self._keys
+        frozen = self._kernel.frozen
         while True:
             row, self._keys = self._kernel.assign_keys(
-                row, ticks.kind, ticks.action, ticks.instrument_id, ticks.source_id, ticks.conditions, key_of_row, self._table,
-                self._instruments, self._sources, self._whole, self._keys,
+                row, frozen(ticks.kind), frozen(ticks.action), frozen(ticks.instrument_id), frozen(ticks.source_id),
+                frozen(ticks.conditions), key_of_row, self._table, self._instruments, self._sources, self._whole, self._keys,
             )  # fmt: skip
             if row == len(ticks):
                 break
