@@ -3,6 +3,7 @@
 Its health endpoint is the only truth about it: the storage inside may have died while the broker's process lives on.
 """
 
+import re
 import shutil
 from pathlib import Path
 from typing import ClassVar
@@ -30,6 +31,8 @@ PROPERTIES = {
     "bookkeeper.metadata.bookie.drivers": "org.apache.pulsar.metadata.bookkeeper.PulsarMetadataBookieDriver",
     "bookkeeper.metadata.client.drivers": "org.apache.pulsar.metadata.bookkeeper.PulsarMetadataClientDriver",
 }
+# The broker puts its paths into URIs without quoting them, and Java reads others by the locale's encoding.
+PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+~@-]+")
 JVM = ("-Xms256m", "-Xmx512m", "-XX:MaxDirectMemorySize=512m", "-XX:+UseSerialGC", "-XX:ActiveProcessorCount=2")
 LOGGING = """<?xml version="1.0" encoding="UTF-8"?>
 <Configuration status="WARN">
@@ -108,7 +111,12 @@ class Pulsar(Server):
         self.jars: Path | None = None
 
     def start(self, say: Say) -> None:
-        """Have the jars, then start as every server."""
+        """Have the jars, then start as every server. Raises EmbeddedServerError where the broker could not name its own files."""
+        if not PLAIN_PATH.fullmatch(str(self.data_folder())):
+            raise EmbeddedServerError(
+                "pulsar: the path of the data folder may hold ASCII letters, digits and /._-+~@ only, "
+                f"was {self.folder.root} (choose another with `make run VAR_DIR=…` or MDI_VAR_DIR)"
+            )
         self.jars = jars.fetch(say)
         super().start(say)
 

@@ -1,9 +1,22 @@
 """The embedded broker as a client sees it: topics, roles, tokens."""
 
+from pathlib import Path
+
 import pulsar
 import pytest
 
+from config.embedded import EmbeddedServerError
+from config.embedded.pulsar import Pulsar
+from config.embedded.runtime import VarFolder
 from tests.stack import PulsarNamespace
+
+
+@pytest.mark.parametrize("name", ["my data", "daten-ü", "50%", "a#b"])
+def test_a_data_folder_that_the_broker_cannot_name_is_refused_before_anything_starts(tmp_path: Path, name: str) -> None:
+    said: list[str] = []
+    with pytest.raises(EmbeddedServerError, match=rf"may hold ASCII letters.* was {tmp_path / name} \(choose another"):
+        Pulsar(VarFolder(tmp_path / name), partitions=1).start(said.append)
+    assert said == []
 
 
 def test_message_arrives_once_with_its_properties(pulsar_namespace: PulsarNamespace) -> None:
