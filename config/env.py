@@ -42,11 +42,11 @@ def setting(
 
 
 def url(*schemes: str) -> Check:
-    """Return a check for an address with a host and one of the schemes."""
+    """Return a check for an address with one of the schemes and a host, or the folder of a local socket."""
 
     def check(value: str) -> None:
         parts = urlsplit(value)
-        if parts.scheme not in schemes or not parts.hostname:
+        if parts.scheme not in schemes or not (parts.hostname or "host=/" in parts.query):
             raise environs.ValidationError(f"must be {' or '.join(f'{scheme}://…' for scheme in schemes)}")
         _ = parts.port  # raises ValueError outside 0..65535
 
@@ -71,7 +71,7 @@ class Environment:
     """The settings, read. A URL that is empty means the embedded server of the data folder."""
 
     # fmt: off
-    database_url: str = setting("", "PostgreSQL to use instead of the embedded one: postgresql://user:password@host:port/name.", url("postgresql", "postgres"), secret=True)
+    database_url: str = setting("", "PostgreSQL to use instead of the embedded one: postgresql://user:password@host:port/name, libpq's parameters (?sslmode=…) included.", url("postgresql", "postgres"), secret=True)
     redis_url: str = setting("", "Valkey or Redis to use instead of the embedded one.", url("redis", "rediss"), secret=True)
     pulsar_url: str = setting("", "Pulsar broker to use instead of the embedded one.", url("pulsar", "pulsar+ssl"))
     pulsar_token: str = setting("", "Token for that broker; its role needs consume and produce on our namespaces.", secret=True)

@@ -5,7 +5,7 @@ A server whose URL is not set is the embedded one under `var/`; this module only
 
 import os
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from config.embedded import endpoints
 from config.env import load
@@ -82,20 +82,23 @@ TEMPLATES = [
 ]
 
 _database = urlsplit(DATABASE_URL)
+# What libpq takes in an address works here too: host=/folder/of/socket, sslmode, sslrootcert, …
+_database_options = dict(parse_qsl(_database.query))
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": _database.path.lstrip("/"),
         "USER": unquote(_database.username or ""),
         "PASSWORD": unquote(_database.password or ""),
-        "HOST": _database.hostname or "",
-        "PORT": _database.port or "",
+        "HOST": _database_options.pop("host", "") or _database.hostname or "",
+        "PORT": _database_options.pop("port", "") or _database.port or "",
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": {
             "pool": {"min_size": 1, "max_size": 40, "timeout": 10} if MDI.database_pool else False,
             "application_name": "mdi",
             "options": f"-c statement_timeout={MDI.statement_timeout_ms} -c idle_in_transaction_session_timeout=60000",
+            **_database_options,
         },
     }
 }

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, groupby
 from typing import Final
 
 import numpy as np
@@ -28,6 +29,7 @@ from integration.market.ticks import QUOTE, TRADE, UNREADABLE, Decoded, Mask, Me
 from integration.models import Position, QuarantinedEvent, Subscription
 from integration.pipeline import Outcome, PartitionState, Request, Slots, adopt, process
 from integration.poison import InFlight, find_poison
+from integration.read_ahead import Chunk, ReadAhead, count_messages
 from integration.reasons import NOT_RELEASABLE
 from integration.reference import ReferenceCache
 from integration.slices import SliceMap
@@ -78,13 +80,23 @@ class PartitionWorker:
     now_ns: Callable[[], int] = time.time_ns
     reached: Checkpoint = reach_nothing
     owned: Owned | None = None
-    pending: list[Message] = field(default_factory=list)
+    pending: list[Chunk] = field(default_factory=list)
     failures: int = 0
     slices: tuple[SliceMap, SliceMap] = field(default_factory=lambda: (SliceMap("trade"), SliceMap("quote")))
     last_tick_ns: int = 0
     checked_at: float = 0.0
     is_paused: bool = False
     failed: bool = False
+    reader: ReadAhead = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read through the worker's own source and decoder."""
+        self.reader = ReadAhead(self.source, self.slots.decode, self.in_flight, self.batch_messages)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether messages were read that are not stored."""
+        return bool(self.pending or self.reader.waiting)
 
     def run(self) -> None:
         """Consume until `stop` is set, then give the partition up cleanly."""
@@ -100,16 +112,14 @@ class PartitionWorker:
         except FencedError as problem:
             log.warning("partition moved to another consumer", partition=self.partition, reason=str(problem))
             self._forget()
-            self.pending.clear()
-            self.source.reopen()
+            self._give_back()
             self.stop.wait(_WAIT_S)
         except (RetriableError, DatabaseError) as problem:
             self._back_off(problem)
 
     def close(self) -> None:
         """Stop reading and hand the lease back."""
-        self.source.close()
-        self.in_flight.close()
+        self.reader.close()
         if self.owned is not None:
             with suppress(DatabaseError):
                 leases.release(self.owned.lease)
@@ -123,13 +133,14 @@ class PartitionWorker:
             self.stop.wait(_WAIT_S)
             return
         if not self.pending:
-            self.pending = self.source.receive(self.batch_messages, _WAIT_S)
+            self.reader.read(_WAIT_S)
+            self.pending = self.reader.take()
         self.reached("after_receive")
         if self.pending:
             self._own()
             self._consume(self.pending)
-            self.pending = []
-            self.source.acknowledge()
+            done, self.pending = self.pending, []
+            self.reader.acknowledge(done)
             self.reached("after_acknowledge")
         elif self.owned is not None:
             self._tick_clock()
@@ -142,8 +153,7 @@ class PartitionWorker:
         was_paused = self.is_paused
         self.is_paused = Subscription.objects.filter(topic=self.topic, is_paused=True).exists()
         if self.is_paused and not was_paused:
-            self.pending.clear()
-            self.source.reopen()
+            self._give_back()
         if self.is_paused:
             return
         if self.owned is None and self._is_asked_to_release():
@@ -180,43 +190,59 @@ class PartitionWorker:
         with suppress(DatabaseError):
             connection.close()
 
+    def _give_back(self) -> None:
+        self.pending = []
+        self.reader.reopen()
+
     def _back_off(self, problem: Exception) -> None:
         wait = _BACKOFF_S[min(self.failures, len(_BACKOFF_S) - 1)]
         self.failures += 1
         log.warning(
-            "degraded", partition=self.partition, error=str(problem).strip(), retry_in_s=wait, waiting=len(self.pending)
+            "degraded",
+            partition=self.partition,
+            error=str(problem).strip(),
+            retry_in_s=wait,
+            waiting=count_messages(self.pending),
         )
         self._forget()
+        for chunk in self.pending:
+            chunk.forget()
         self.stop.wait(wait)
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
-    def _consume(self, messages: list[Message]) -> None:
-        try:
-            if self.in_flight.begin(messages):
-                self._consume_suspects(messages)
-            else:
-                self._consume_or_split(messages, replace(self.slots, decode=self._decode_in_flight))
-        finally:
-            # An exception is an answer too; only a sudden death leaves the note behind.
-            self.in_flight.done()
+    def _consume(self, chunks: list[Chunk]) -> None:
+        """Store chunks in order: what was decoded well together, the others by themselves."""
+        for is_decoded, group in groupby(chunks, key=lambda chunk: chunk.decoded is not None):
+            run = list(group)
+            if is_decoded:
+                self._consume_decoded(run)
+                continue
+            for chunk in run:
+                if chunk.is_suspect:
+                    self._consume_suspects(chunk.messages)
+                else:
+                    self._consume_or_split(chunk.messages, self.slots)
 
-    def _decode_in_flight(self, messages: Sequence[Message]) -> Decoded:
-        """Decode, and note that it came back: a death later on is no fault of the bytes."""
-        decoded = self.slots.decode(messages)
-        self.in_flight.done()
-        return decoded
+    def _consume_decoded(self, chunks: list[Chunk]) -> None:
+        messages = [message for chunk in chunks for message in chunk.messages]
+        starts = accumulate((len(chunk.messages) for chunk in chunks), initial=0)
+        parts = [(start, chunk.decoded) for start, chunk in zip(starts, chunks, strict=False) if chunk.decoded]
+        decoded = Decoded.join(parts)
+        self._consume_or_split(messages, replace(self.slots, decode=lambda _: decoded), self.slots)
 
     def _consume_suspects(self, messages: list[Message]) -> None:
         """These messages ended earlier processes: find which, store the good ones, quarantine the bad ones, in order."""
         bad = set(find_poison(messages, self.slots.decode))
+        self.in_flight.done()
         for run in _runs(len(messages), bad):
             part = [messages[at] for at in run]
             slots = self._rejecting(errors.POISON, "decoding it ended the process") if run[0] in bad else self.slots
             self._consume_or_split(part, slots)
 
-    def _consume_or_split(self, messages: list[Message], slots: Slots) -> None:
+    def _consume_or_split(self, messages: list[Message], slots: Slots, for_parts: Slots | None = None) -> None:
         """Process and store; when a stage of ours raises, find the message it raises for and quarantine that alone."""
+        for_parts = for_parts or slots
         try:
             self._store(messages, self._request(messages), slots)
         except Exception as problem:
@@ -228,8 +254,8 @@ class PartitionWorker:
                 words = f"{type(problem).__name__}: {problem}"
                 self._store(messages, self._request(messages), self._rejecting(errors.INTERNAL, words))
                 return
-            self._consume_or_split(messages[:half], slots)
-            self._consume_or_split(messages[half:], slots)
+            self._consume_or_split(messages[:half], for_parts)
+            self._consume_or_split(messages[half:], for_parts)
 
     def _request(self, messages: Sequence[Message]) -> Request:
         return Request(
@@ -276,7 +302,9 @@ class PartitionWorker:
         snapshot = b""
         if facts.number - 1 - owned.snapshot_number >= storage.SNAPSHOT_EVERY:
             snapshot = storage.pack_snapshot(owned.state, self.slots)
-        owned.next_batch_id = storage.record(outcome, facts, snapshot, self.now_ns, self.reached)
+        owned.next_batch_id = storage.record(
+            outcome, facts, snapshot, self.now_ns, self.reached, meanwhile=self.reader.read_more
+        )
         # Only now: an exception above leaves the state as it was before the batch, and it is thrown away.
         adopt(owned.state, outcome)
         owned.position.number, owned.position.clock = facts.number, facts.clock

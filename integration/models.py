@@ -248,7 +248,6 @@ class Position(models.Model):
     message_id = models.BinaryField(default=b"")
     snapshot = models.BinaryField(default=b"", help_text="Identities known after batch `snapshot_number`.")
     snapshot_number = models.BigIntegerField(default=0)
-    attempts = models.PositiveSmallIntegerField(default=0, help_text="Starts on the in-flight batch without a commit.")
     tick_count = models.BigIntegerField(default=0)
     updated_at = models.DateTimeField(auto_now=True)
 

@@ -12,7 +12,9 @@ from integration.market.ticks import QUOTE, TICK_COLUMNS, TRADE, Ticks
 
 _SIGNATURE: Final = b"PGCOPY\n\xff\r\n\0" + b"\0" * 8
 _TRAILER: Final = b"\xff\xff"
-_ROWS_A_PIECE: Final = 4_096
+COPY_HEAD: Final = len(_SIGNATURE)  # bytes before the first row
+COPY_TAIL: Final = len(_TRAILER)  # bytes after the last
+_ROWS_A_PIECE: Final = 2_048
 _PG_EPOCH_DAY: Final = 10_957  # 2000-01-01 in days since 1970-01-01
 
 # Column of the table -> (column of Ticks or None for the batch id, width in bytes).
@@ -66,16 +68,15 @@ _TEMPLATES: Final = {table: _template(layout) for table, (_, layout) in LAYOUTS.
 
 
 def copy_pieces(table: str, ticks: Ticks, batch_id: int) -> Iterator[bytes]:
-    """Build the COPY data of ticks that all belong to `table`, piece by piece: PostgreSQL works on one while we build the next."""
-    yield _SIGNATURE
+    """Build the COPY data of ticks that all belong to `table` (at least one), piece by piece: PostgreSQL works on one while we build the next."""
     for start in range(0, len(ticks), _ROWS_A_PIECE):
         part = slice(start, start + _ROWS_A_PIECE)
         rows = np.repeat(_TEMPLATES[table], len(ticks.kind[part]))
         for name, (column, _) in LAYOUTS[table][1].items():
             rows[name] = batch_id if column is None else getattr(ticks, column)[part]
         rows["session_date"] -= _PG_EPOCH_DAY
-        yield rows.tobytes()
-    yield _TRAILER
+        is_first, is_last = start == 0, start + _ROWS_A_PIECE >= len(ticks)
+        yield b"".join((_SIGNATURE if is_first else b"", rows.tobytes(), _TRAILER if is_last else b""))
 
 
 def pack_payload(ticks: Ticks) -> bytes:

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from integration.market.errors import RetriableError
@@ -11,10 +12,8 @@ from integration.market.ticks import Message
 _OPERATION_TIMEOUT_S: Final = 5
 _RECEIVER_QUEUE: Final = 5_000
 # Memory of one batch stays bounded whatever the size of the messages.
-_BATCH_BYTES: Final = 16 * 1024 * 1024
+BATCH_BYTES: Final = 16 * 1024 * 1024
 _MILLISECOND_NS: Final = 1_000_000
-_FEW: Final = 32
-_LINGER_S: Final = 0.02
 
 
 class TickSource(Protocol):
@@ -24,8 +23,11 @@ class TickSource(Protocol):
         """Wait up to `wait_s` for a first message, then take what has arrived, at most `limit`."""
         ...
 
-    def acknowledge(self) -> None:
-        """Acknowledge every message received so far; may be lost, so identity must recognise what comes again."""
+    def acknowledge(self, last: Message) -> None:
+        """Acknowledge everything up to `last`, the last message of an answer of `receive`; nothing when it was given up since.
+
+        May be lost, so identity must recognise what comes again.
+        """
         ...
 
     def reopen(self) -> None:
@@ -69,41 +71,43 @@ class PulsarSource:
     def __init__(self, client: Any, topic: str, subscription: str, name: str) -> None:
         self._client, self._topic, self._subscription, self._name = client, topic, subscription, name
         self._consumer: Any = None
-        self._last: Any = None
+        # The last message of each answer: ours, and the client's.
+        self._received: deque[tuple[Message, Any]] = deque()
         self._stopped: list[type[Exception]] = []
 
     def receive(self, limit: int, wait_s: float) -> list[Message]:
-        received: list[Message] = []
-        self._drain(received, limit, int(wait_s * 1000))
-        if 0 < len(received) < _FEW:
-            # A transaction costs more than this wait for the companions of a lone message; a busy partition never waits.
-            time.sleep(_LINGER_S)
-            self._drain(received, limit, 0)
-        return _with_message_ids(received, self._last)
-
-    def _drain(self, into: list[Message], limit: int, wait_ms: int) -> None:
-        """Wait for a first message, then take what is there; appends to `into`."""
         import pulsar
 
-        consumer, size = self._open(), 0
-        while len(into) < limit and size < _BATCH_BYTES:
+        consumer, size, wait_ms = self._open(), 0, int(wait_s * 1000)
+        received: list[Message] = []
+        last: Any = None
+        while len(received) < limit and size < BATCH_BYTES:
             try:
                 raw = consumer.receive(timeout_millis=wait_ms)
             except pulsar.Timeout:
-                return
+                break
             except pulsar.PulsarException as problem:
                 self.reopen()
                 raise RetriableError(
                     f"cannot receive from {self._topic}: {problem}", code="broker_unavailable"
                 ) from problem
             data = raw.data()
-            into.append(Message(data, raw.publish_timestamp() * _MILLISECOND_NS, time.time_ns()))
+            received.append(Message(data, raw.publish_timestamp() * _MILLISECOND_NS, time.time_ns()))
             size += len(data)
-            self._last, wait_ms = raw, 0
+            last, wait_ms = raw, 0
+        if received:
+            # Asking every message for its id costs a microsecond each.
+            received[-1] = replace(received[-1], message_id=last.message_id().serialize())
+            self._received.append((received[-1], last))
+        return received
 
-    def acknowledge(self) -> None:
-        if self._last is not None:
-            self._open().acknowledge_cumulative(self._last)
+    def acknowledge(self, last: Message) -> None:
+        for count, (ours, raw) in enumerate(self._received, start=1):
+            if ours is last:
+                self._open().acknowledge_cumulative(raw)
+                for _ in range(count):
+                    self._received.popleft()
+                return
 
     def reopen(self) -> None:
         self.close()
@@ -111,7 +115,8 @@ class PulsarSource:
     def close(self) -> None:
         import pulsar
 
-        consumer, self._consumer, self._last = self._consumer, None, None
+        consumer, self._consumer = self._consumer, None
+        self._received.clear()
         if consumer is not None:
             try:
                 consumer.close()
@@ -143,14 +148,6 @@ class PulsarSource:
         return self._consumer
 
 
-def _with_message_ids(received: list[Message], last: Any) -> list[Message]:
-    """Give the last message its id; asking every message for its own costs a microsecond each."""
-    if received:
-        head = received[-1]
-        received[-1] = Message(head.data, head.ts_publish, head.ts_received, last.message_id().serialize())
-    return received
-
-
 class MemorySource:
     """A partition in memory: delivers what was put in, delivers again what was not acknowledged before `reopen`."""
 
@@ -168,9 +165,10 @@ class MemorySource:
         self.unacknowledged += taken
         return taken
 
-    def acknowledge(self) -> None:
-        self.acknowledged += len(self.unacknowledged)
-        self.unacknowledged.clear()
+    def acknowledge(self, last: Message) -> None:
+        count = next((at for at, message in enumerate(self.unacknowledged, 1) if message is last), 0)
+        self.acknowledged += count
+        del self.unacknowledged[:count]
 
     def reopen(self) -> None:
         self.waiting.extendleft(reversed(self.unacknowledged))

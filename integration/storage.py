@@ -35,6 +35,10 @@ def reach_nothing(_point: str) -> None:
     """Do nothing at a named point; tests end the process there instead."""
 
 
+def do_nothing() -> None:
+    """Wait for PostgreSQL without using the time."""
+
+
 class Extras(msgspec.Struct, forbid_unknown_fields=True):
     """What a batch row keeps beside its ticks, so that state and output can be folded again from it.
 
@@ -236,20 +240,32 @@ def record(
     snapshot: bytes,
     now_ns: Callable[[], int],
     reached: Checkpoint = reach_nothing,
+    meanwhile: Callable[[], None] = do_nothing,
 ) -> int:
     """Store a batch in one transaction and draw the id of the next; FencedError when the lease or the position has moved on.
 
-    `snapshot` replaces the position's unless empty. `reached` is called at the points where a crash is worth a test.
+    `snapshot` replaces the position's unless empty. `reached` is called at the points where a crash is worth a test, `meanwhile`
+    where PostgreSQL has been given work that we would only wait for; it must not raise.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         reached("before_copy")
-        _copy_ticks(cursor, outcome.ticks, facts.reference, facts.batch_id, reached)
+        payload = _copy_ticks(cursor, outcome.ticks, facts, reached, meanwhile)
         _insert_refused(outcome, facts, facts.batch_id)
         _insert_sides(cursor, outcome.sides, facts.batch_id)
-        next_id = _finish(outcome, facts, snapshot, now_ns())
+        next_id = _finish(outcome, facts, payload, snapshot, now_ns())
         reached("before_commit")
+        _commit(meanwhile)
     reached("after_commit")
     return next_id
+
+
+def _commit(meanwhile: Callable[[], None]) -> None:
+    """Send COMMIT, and wait for it only after `meanwhile`. Django then finds no transaction left to commit."""
+    raw = connection.connection
+    with connection.wrap_database_errors, raw.pipeline() as pipeline:
+        raw.execute("COMMIT")
+        pipeline.sync()
+        meanwhile()
 
 
 def counted_ticks(ticks: Ticks, reference: Reference) -> int:
@@ -257,17 +273,28 @@ def counted_ticks(ticks: Ticks, reference: Reference) -> int:
     return len(ticks) - int(reference.canary[ticks.instrument_id].sum())
 
 
-def _copy_ticks(cursor: Any, ticks: Ticks, reference: Reference, batch_id: int, reached: Checkpoint) -> None:
+def _copy_ticks(
+    cursor: Any, ticks: Ticks, facts: BatchFacts, reached: Checkpoint, meanwhile: Callable[[], None]
+) -> bytes:
+    """Copy ticks into their tables; give the batch row's payload, which is packed while PostgreSQL takes the rows in."""
+    canary = facts.reference.canary
     counted = ticks
-    if len(ticks) and reference.canary[ticks.instrument_id].any():
-        counted = ticks.take(~reference.canary[ticks.instrument_id])
+    if len(ticks) and canary[ticks.instrument_id].any():
+        counted = ticks.take(~canary[ticks.instrument_id])
+    payload = None
     for table, (kind, _) in LAYOUTS.items():
         mine = counted.kind == kind
         if mine.any():
             with cursor.copy(copy_statement(table)) as copy:
-                for piece in copy_pieces(table, counted if mine.all() else counted.take(mine), batch_id):
+                for at, piece in enumerate(
+                    copy_pieces(table, counted if mine.all() else counted.take(mine), facts.batch_id)
+                ):
+                    if at:
+                        meanwhile()
                     reached("mid_copy")
                     copy.write(piece)
+                payload = pack_payload(ticks) if payload is None else payload
+    return pack_payload(ticks) if payload is None else payload
 
 
 def _insert_refused(outcome: Outcome, facts: BatchFacts, batch_id: int) -> None:
@@ -385,7 +412,7 @@ def _extras(outcome: Outcome) -> bytes:
 # position: who has lost the partition must hear so, not of a batch number given twice. The lease row stays locked until COMMIT.
 _FINISH: Final = """
     WITH moved AS (
-      UPDATE integration_position SET number = %(number)s, clock = greatest(clock, %(clock)s), attempts = 0, updated_at = clock_timestamp(),
+      UPDATE integration_position SET number = %(number)s, clock = greatest(clock, %(clock)s), updated_at = clock_timestamp(),
         tick_count = tick_count + %(ticks)s, message_id = coalesce(%(position_message_id)b, message_id),
         snapshot = coalesce(%(snapshot)b, snapshot), snapshot_number = coalesce(%(snapshot_number)s, snapshot_number)
        WHERE id = %(position)s AND number = %(number)s - 1 RETURNING id
@@ -400,7 +427,7 @@ _FINISH: Final = """
 """
 
 
-def _finish(outcome: Outcome, facts: BatchFacts, snapshot: bytes, ts_processed: int) -> int:
+def _finish(outcome: Outcome, facts: BatchFacts, payload: bytes, snapshot: bytes, ts_processed: int) -> int:
     """Move the position, make the batch row, lock the lease; give the id of the next batch."""
     values = {
         "number": facts.number, "clock": facts.clock, "ticks": counted_ticks(outcome.ticks, facts.reference),
@@ -409,7 +436,7 @@ def _finish(outcome: Outcome, facts: BatchFacts, snapshot: bytes, ts_processed: 
         "is_release": bool(facts.released), "ts_received": facts.ts_received, "ts_processed": ts_processed,
         "reference_version": facts.reference.version, "messages": outcome.message_count, "rejected": len(outcome.refused),
         "parked": len(outcome.parked), "duplicates": outcome.duplicate_count, "message_id": facts.last_message_id,
-        "payload": pack_payload(outcome.ticks), "extras": _extras(outcome), "lease": facts.lease.name,
+        "payload": payload, "extras": _extras(outcome), "lease": facts.lease.name,
     }  # fmt: skip
     with binary_cursor() as cursor:
         cursor.execute(_FINISH, values, prepare=True)

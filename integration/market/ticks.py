@@ -4,7 +4,7 @@ A batch holds what one partition delivered in one go. Columns are numpy arrays o
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 import numpy as np
@@ -200,6 +200,34 @@ class Decoded:
     bars: list[DeliveredBar] = field(default_factory=list)
     statuses: list[StatusChange] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
+
+    @classmethod
+    def join(cls, parts: Sequence[tuple[int, "Decoded"]]) -> "Decoded":
+        """Join what was decoded apart, in order; each part comes with the place of its first message in the whole."""
+        if len(parts) == 1:
+            return parts[0][1]
+        ticks = Ticks.concatenate([part.ticks for _, part in parts])
+        ticks.message += np.repeat([start for start, _ in parts], [len(part.ticks) for _, part in parts]).astype(
+            np.int32
+        )
+        instrument, instruments = _join_texts([(part.instrument, part.instruments) for _, part in parts])
+        source, sources = _join_texts([(part.source, part.sources) for _, part in parts])
+        currency, currencies = _join_texts([(part.currency, part.currencies) for _, part in parts])
+        whole = cls(ticks, instrument, source, currency, instruments, sources, currencies)
+        for start, part in parts:
+            whole.bars += [replace(event, message=start + event.message) for event in part.bars]
+            whole.statuses += [replace(event, message=start + event.message) for event in part.statuses]
+            whole.rejections += [replace(event, message=start + event.message) for event in part.rejections]
+        return whole
+
+
+def _join_texts(parts: Sequence[tuple[npt.NDArray[np.int32], list[str]]]) -> tuple[npt.NDArray[np.int32], list[str]]:
+    places: dict[str, int] = {}
+    columns = []
+    for column, texts in parts:
+        moved = np.array([places.setdefault(text, len(places)) for text in texts] or [0], np.int32)
+        columns.append(moved[column])
+    return np.concatenate(columns), list(places)
 
 
 Decoder = Callable[[Sequence[Message]], Decoded]

@@ -28,7 +28,7 @@ from integration.market.ticks import Message
 from integration.models import Batch
 from integration.poison import InFlight
 from integration.reference import ReferenceCache
-from integration.rows import copy_pieces, copy_statement, unpack_payload
+from integration.rows import COPY_HEAD, COPY_TAIL, copy_pieces, copy_statement, unpack_payload
 from integration.sequencer import tick_message
 from integration.sequencing import SequencerLoop
 from integration.slices import SliceMap
@@ -96,7 +96,7 @@ def ours(topic: str, name: str, messages: Sequence[Message], batch: int) -> tupl
     running.step()  # takes the partition and makes the first slice
     skipped = stored(running)
     wall, cpu = time.perf_counter(), time.process_time()
-    while running.source.waiting:  # type: ignore[attr-defined]  # a MemorySource
+    while running.source.waiting or running.has_work:  # type: ignore[attr-defined]  # a MemorySource
         running.step()
     wall_stored = time.perf_counter() - wall
     cpu_stored = time.process_time() - cpu
@@ -160,26 +160,30 @@ def settle_memory() -> None:
 
 
 class PacedSource(MemorySource):
-    """Delivers messages when they are due, all that are due at once; keeps when each became due."""
+    """Delivers messages when they are due, all that are due at once; keeps how long each took until it was stored."""
 
     def __init__(self, messages: Sequence[Message], per_s: float) -> None:
         super().__init__(messages)
         self._gap = 1 / per_s
         self._taken = 0
         self.started = 0.0
-        self.due: list[float] = []
+        self.waits: list[float] = []
 
     def receive(self, limit: int, wait_s: float) -> list[Message]:
         if not self.started:
             self.started = time.perf_counter()
         ready = int((time.perf_counter() - self.started) / self._gap) + 1 - self._taken
         if ready <= 0:
-            time.sleep(self._gap)
+            time.sleep(self._gap if wait_s else 0)
             return []
         taken = super().receive(min(limit, ready), 0)
-        self.due = [self.started + (self._taken + place) * self._gap for place in range(len(taken))]
         self._taken += len(taken)
         return taken
+
+    def acknowledge(self, last: Message) -> None:
+        done, first = time.perf_counter() - self.started, self.acknowledged
+        super().acknowledge(last)
+        self.waits += [done - at * self._gap for at in range(first, self.acknowledged)]
 
 
 def latency(topic: str, per_s: float, name: str) -> tuple[float, float]:
@@ -187,13 +191,9 @@ def latency(topic: str, per_s: float, name: str) -> tuple[float, float]:
     source = PacedSource(market.json_messages(int(per_s * LATENCY_SECONDS), 7, time.time_ns()), per_s)
     running = worker(topic, source, f"latency-{name}", 20_000)
     settle_memory()
-    waits: list[float] = []
-    while source.waiting:
+    while source.waiting or running.has_work:
         running.step()
-        done = time.perf_counter()
-        waits += [done - due for due in source.due]
-        source.due = []
-    settled = waits[int(per_s) :]  # the first second takes the partition and makes slices
+    settled = source.waits[int(per_s) :]  # the first second takes the partition and makes slices
     p50, p99 = np.percentile(settled, [50, 99]) * 1000
     say(f"at {per_s:,.0f}/s: commit p50 {p50:.1f} ms, p99 {p99:.1f} ms")
     return float(p50), float(p99)
@@ -233,8 +233,8 @@ def copy_ratio() -> dict[str, float]:
 
     ticks = unpack_payload(bytes(Batch.objects.filter(tick_count=BATCH).values_list("payload", flat=True)[0]))
     SliceMap("trade").ensure(ticks.ts_event)
-    signature, *pieces, trailer = copy_pieces("trade", ticks, 0)
-    many = signature + b"".join(pieces) * 40 + trailer
+    once = b"".join(copy_pieces("trade", ticks, 0))
+    many = once[:COPY_HEAD] + once[COPY_HEAD:-COPY_TAIL] * 40 + once[-COPY_TAIL:]
     ratios_seen = []
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(many)

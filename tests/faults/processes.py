@@ -23,7 +23,7 @@ def environment(normalized: str = "normalized", integrated: str = "integrated", 
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MDI_")}
     return kept | {
         "MDI_VAR_DIR": str(settings.MDI.var_dir),
-        "MDI_DATABASE_URL": f"postgresql://{database['USER']}:{database['PASSWORD']}@{database['HOST']}:{database['PORT']}/{database['NAME']}",
+        "MDI_DATABASE_URL": f"postgresql://{database['USER']}:{database['PASSWORD']}@127.0.0.1:{database['PORT']}/{database['NAME']}",
         "MDI_REDIS_URL": settings.REDIS_URL,
         "MDI_PULSAR_URL": settings.PULSAR_URL,
         "MDI_PULSAR_TOKEN": settings.PULSAR_TOKEN,

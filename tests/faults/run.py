@@ -87,10 +87,10 @@ def acknowledge_before_commit() -> None:
 
     consume = PartitionWorker._consume
 
-    def mutant(self: PartitionWorker, messages: Any) -> None:
-        self.source.acknowledge()
+    def mutant(self: PartitionWorker, chunks: Any) -> None:
+        self.reader.acknowledge(chunks)
         time.sleep(0.3)  # the client sends acknowledgements together, every 100 ms
-        consume(self, messages)
+        consume(self, chunks)
 
     PartitionWorker._consume = mutant  # type: ignore[method-assign]
 

@@ -20,7 +20,7 @@ __all__ = ["trial"]
 
 @pytest.fixture
 def proxy(transactional_db: None) -> Iterator[Proxy]:
-    made = Proxy(connection.settings_dict["HOST"], int(connection.settings_dict["PORT"]))
+    made = Proxy("127.0.0.1", int(connection.settings_dict["PORT"]))
     yield made
     made.close()
 

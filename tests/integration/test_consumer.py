@@ -50,7 +50,7 @@ DAY = 86_400 * SECOND
 def run(worker: PartitionWorker, *data: bytes, published: int = TS + 5) -> None:
     assert isinstance(worker.source, MemorySource)
     worker.source.put(*messages(*data, published=published))
-    while worker.source.waiting or worker.pending:
+    while worker.source.waiting or worker.has_work:
         worker.step()
 
 
@@ -169,7 +169,7 @@ def test_an_error_between_steps_leaves_nothing_and_the_retry_stores_all(
         worker = world.worker(source)
     assert (sequences(), quarantined(), Batch.objects.count()) == ([], [], 0)
     assert source.acknowledged == 0
-    while source.waiting or worker.pending:
+    while source.waiting or worker.has_work:
         worker.step()
     stored = (sequences(), sequences(Quote), sorted(quarantined()))
     run(world.worker(), *ALL_FORMS)
@@ -298,7 +298,7 @@ def test_two_workers_that_fight_for_a_partition_store_everything_once(world: Wor
     def consume(worker: PartitionWorker) -> None:
         assert isinstance(worker.source, MemorySource)
         worker.source.put(*messages(*events))
-        while worker.source.waiting or worker.pending:
+        while worker.source.waiting or worker.has_work:
             worker.step()
         worker._forget()
 

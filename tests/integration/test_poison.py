@@ -60,3 +60,35 @@ def test_attempts_are_counted_over_deaths_and_forgotten_once_it_came_back(tmp_pa
     InFlight(tmp_path, "p").done()
     assert not InFlight(tmp_path, "p").begin(messages(trade(1)))
     assert not InFlight(tmp_path, "p").begin(messages(trade(2)))
+
+
+def test_suspect_is_known_again_when_what_comes_is_cut_in_other_places(tmp_path: Path) -> None:
+    for _ in range(2):
+        note = InFlight(tmp_path, "p")
+        assert not note.begin(messages(trade(1)))
+        note.done()
+        assert not note.begin(messages(trade(2), trade(3)))  # and this ends the process
+    note = InFlight(tmp_path, "p")
+    assert not note.begin(messages(trade(1)))
+    note.done()
+    assert note.begin(messages(trade(9), trade(2)))
+    note.done()
+    assert not InFlight(tmp_path, "p").begin(messages(trade(2)))
+
+
+def test_suspect_that_never_comes_again_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("integration.poison._LOOK_FOR", 3)
+    for _ in range(2):
+        InFlight(tmp_path, "p").begin(messages(trade(1)))
+    note = InFlight(tmp_path, "p")
+    for number in range(2, 6):
+        note.begin(messages(trade(number)))
+        note.done()
+    assert not note.begin(messages(trade(1)))
+
+
+def test_death_on_other_messages_makes_those_the_suspects(tmp_path: Path) -> None:
+    for _ in range(2):
+        InFlight(tmp_path, "p").begin(messages(trade(1)))
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        assert InFlight(tmp_path, "p").begin(messages(trade(5))) == (attempt == MAX_ATTEMPTS)

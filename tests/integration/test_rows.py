@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from integration.market.ticks import TICK_COLUMNS, Ticks
-from integration.rows import PAYLOAD_COLUMNS, TRADE_LAYOUT, copy_pieces, pack_payload, unpack_payload
+from integration.rows import (
+    COPY_HEAD,
+    COPY_TAIL,
+    PAYLOAD_COLUMNS,
+    TRADE_LAYOUT,
+    copy_pieces,
+    pack_payload,
+    unpack_payload,
+)
 
 
 def ticks_from(seed: int, length: int, constant: frozenset[str]) -> Ticks:
@@ -49,13 +57,17 @@ def test_a_batch_of_constants_keeps_its_length(length: int) -> None:
     assert len(unpack_payload(pack_payload(Ticks.zeros(length)))) == length
 
 
-@pytest.mark.parametrize("length", [1, 4_096, 4_097, 10_000])
+@pytest.mark.parametrize("length", [1, 2_048, 2_049, 10_000])
 def test_copy_data_is_the_same_in_pieces(length: int) -> None:
     ticks = ticks_from(2, length, frozenset())
     row_bytes = 2 + sum(4 + width for _, width in TRADE_LAYOUT.values())
-    signature, *pieces, trailer = copy_pieces("trade", ticks, 9)
-    assert sum(map(len, pieces)) == row_bytes * length
-    singly = [b"".join(list(copy_pieces("trade", ticks.take(np.array([at])), 9))[1:-1]) for at in (0, length - 1)]
+    pieces = list(copy_pieces("trade", ticks, 9))
     whole = b"".join(pieces)
-    assert [whole[:row_bytes], whole[-row_bytes:]] == singly
-    assert (len(signature), trailer) == (19, b"\xff\xff")
+    rows = whole[COPY_HEAD:-COPY_TAIL]
+    singly = [
+        b"".join(copy_pieces("trade", ticks.take(np.array([at])), 9))[COPY_HEAD:-COPY_TAIL] for at in (0, length - 1)
+    ]
+    assert len(pieces) == -(-length // 2_048)
+    assert len(rows) == row_bytes * length
+    assert [rows[:row_bytes], rows[-row_bytes:]] == singly
+    assert (COPY_HEAD, whole[-COPY_TAIL:]) == (19, b"\xff\xff")

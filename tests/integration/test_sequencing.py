@@ -60,7 +60,7 @@ def consume(world: World, *events: bytes, published: int = TS + 5) -> None:
     worker = world.workers[0] if world.workers else world.worker()
     assert isinstance(worker.source, MemorySource)
     worker.source.put(*messages(*events, published=published))
-    while worker.source.waiting or worker.pending:
+    while worker.source.waiting or worker.has_work:
         worker.step()
 
 
