@@ -331,6 +331,26 @@ def test_a_repeat_does_not_make_a_session_new_again() -> None:
     assert {key[2] for key in tracker.channels} == {2, *range(4, SESSIONS_KEPT + 1), 101, 102}
 
 
+def test_a_restart_keeps_which_session_went_on_last() -> None:
+    tracker = GapTracker()
+    for session in range(1, SESSIONS_KEPT + 1):
+        fold(tracker, 1, 10, 1, session=session)
+    fold(tracker, 1, 10, 2, session=1)
+    tracker = GapTracker.load(tracker.dump())
+    fold(tracker, 1, 10, 1, session=101)
+    assert {key[2] for key in tracker.channels} == {1, *range(3, SESSIONS_KEPT + 1), 101}
+
+
+def test_a_hole_that_fills_does_not_make_a_session_new_again() -> None:
+    tracker = GapTracker()
+    fold(tracker, 1, 10, 1, 3, session=1)
+    for session in range(2, SESSIONS_KEPT + 1):
+        fold(tracker, 1, 10, 1, session=session)
+    fold(tracker, 1, 10, 2, session=1)
+    fold(tracker, 1, 10, 1, session=101)
+    assert {key[2] for key in tracker.channels} == {*range(2, SESSIONS_KEPT + 1), 101}
+
+
 def test_a_checkpoint_without_recent_sessions_is_read_and_bounded() -> None:
     tracker = GapTracker()
     for session in range(1, SESSIONS_KEPT + 1):
