@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from integration.display import counted
+
 QUARANTINE: Final = "quarantine"
 GAP: Final = "gap"
 JOB_FAILED: Final = "job_failed"
@@ -92,12 +94,12 @@ def findings(facts: Facts) -> Iterator[Finding]:
     """Give every alert that should be open, by the facts."""
     for code, count in facts.quarantined:
         yield Finding(
-            QUARANTINE, code, f"{_counted(count, 'event waits', 'events wait')} in quarantine for the reason {code}"
+            QUARANTINE, code, f"{counted(count, 'event waits', 'events wait')} in quarantine for the reason {code}"
         )
     for source, count in facts.gaps:
-        yield Finding(GAP, source, f"{_counted(count, 'sequence', 'sequences')} of {source} never came")
+        yield Finding(GAP, source, f"{counted(count, 'sequence', 'sequences')} of {source} never came")
     for kind, count in facts.failed_jobs:
-        yield Finding(JOB_FAILED, kind, f"{_counted(count, 'job', 'jobs')} of the kind {kind} failed for good")
+        yield Finding(JOB_FAILED, kind, f"{counted(count, 'job', 'jobs')} of the kind {kind} failed for good")
     for partition in facts.partitions:
         if partition.is_stale:
             waiting = "unknown" if partition.waiting is None else f"{partition.waiting:,}"
@@ -141,7 +143,3 @@ def _path_findings(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             CANARY_LATE, "canary", f"the newest canary at the end of the path is {facts.canary_age_s:.0f} s old"
         )
-
-
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"

@@ -50,6 +50,11 @@ def rate_text(per_second: float) -> str:
     return f"{per_second:,.0f}"
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """Write how many of what: `1 gap`, `2,000 gaps`."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def topic_text(topic: str) -> str:
     """Shorten `persistent://tenant/namespace/name-partition-1` to `namespace/name #1`; titles carry the full text."""
     if not topic.startswith("persistent://"):

@@ -19,6 +19,7 @@ from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from integration import alerts, services
+from integration.display import counted
 from integration.market.errors import FatalError, SkippableError
 from integration.metrics import record_job
 from integration.models import Alert, Batch, Job, OutgoingMessage, QuarantinedEvent, SequencerState, Slice
@@ -261,7 +262,8 @@ def notify_quarantine(code: str) -> None:
     """Open the alert of a reason code that has just appeared; `watch_alerts` keeps its count and closes it."""
     waiting = QuarantinedEvent.objects.filter(code=code, state__in=("quarantined", "parked")).count()
     if waiting:
-        found = alerts.Finding(alerts.QUARANTINE, code, f"{waiting:,} events wait in quarantine for the reason {code}")
+        words = f"{counted(waiting, 'event waits', 'events wait')} in quarantine for the reason {code}"
+        found = alerts.Finding(alerts.QUARANTINE, code, words)
         services.open_alert(kind=found.kind, key=found.key, severity=found.severity, message=found.message)
 
 

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from integration import alerts, selectors
 from integration.canary import canary_age
-from integration.display import age_text, rate_text, since_text, topic_text
+from integration.display import age_text, counted, rate_text, since_text, topic_text
 from integration.models import QuarantinedEvent, Subscription
 from integration.reasons import reason
 
@@ -153,7 +153,7 @@ def _gap_items(now: datetime) -> Iterator[Item]:
             "warning",
             "Gap",
             source,
-            f"{missing:,} sequences have not come, in {count:,} gaps.",
+            f"{counted(missing, 'sequence has', 'sequences have')} not come, in {counted(count, 'gap', 'gaps')}.",
             missing,
             since_text(oldest, now),
             url,

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from integration.display import age_text, moment_text, rate_text, since_text, topic_text
+from integration.display import age_text, counted, moment_text, rate_text, since_text, topic_text
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,8 @@ def test_the_rest() -> None:
     assert topic_text("persistent://market-data/normalized/equities") == "normalized/equities"
     assert topic_text("persistent://market-data/normalized/fixed-income-partition-12") == "normalized/fixed-income #12"
     assert topic_text("elsewhere") == "elsewhere"
+
+
+def test_counts_agree_with_their_words() -> None:
+    assert counted(1, "gap", "gaps") == "1 gap"
+    assert counted(2_000, "gap", "gaps") == "2,000 gaps"

@@ -40,7 +40,7 @@ class Row {
     const before = this.values;
     this.values = values;
     const { decimals } = this.instrument;
-    const moved = before && values.last !== before.last ? (values.last > before.last ? "up" : "down") : null;
+    const moved = Number.isFinite(before?.last) && values.last !== before.last ? (values.last > before.last ? "up" : "down") : null;
     if (moved) {
       this.arrow.dataset.direction = moved;
       this.flash("last", moved);
