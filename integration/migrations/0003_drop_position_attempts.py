@@ -4,14 +4,13 @@ from django.db import migrations
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('integration', '0002_partitions_and_triggers'),
+        ("integration", "0002_partitions_and_triggers"),
     ]
 
     operations = [
         migrations.RemoveField(
-            model_name='position',
-            name='attempts',
+            model_name="position",
+            name="attempts",
         ),
     ]
