@@ -51,6 +51,7 @@ UNFOLD: Final[dict[str, Any]] = {
                     _link("Quarantine", "report", "quarantinedevent", badge="integration.workqueue.waiting_badge"),
                     _link("Gaps", "space_bar", "gap"),
                     _link("Alerts", "notifications", "alert"),
+                    {"title": "Trace", "icon": "conversion_path", "link": reverse_lazy("trace_event")},
                 ],
             },
             {

@@ -4,5 +4,11 @@ from django.contrib import admin
 from django.urls import include, path
 
 from distribution import probes
+from integration import trace_admin
 
-urlpatterns = [path("admin/", admin.site.urls), *probes.urlpatterns, path("", include("distribution.urls"))]
+urlpatterns = [
+    *trace_admin.urlpatterns,
+    path("admin/", admin.site.urls),
+    *probes.urlpatterns,
+    path("", include("distribution.urls")),
+]

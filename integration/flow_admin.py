@@ -295,9 +295,9 @@ class BatchAdmin(ReadOnlyAdmin):
     fields = (
         ("id", "partition", "number"), ("pub_seq", "is_release", "reference_version"),
         ("message_count", "tick_count"), ("rejected_count", "parked_count", "duplicate_count"),
-        ("received_at", "stored_at_full", "clock_at"), "payload_size",
+        ("received_at", "stored_at_full", "clock_at"), ("payload_size", "trace"),
     )  # fmt: skip
-    readonly_fields = ("partition", "received_at", "stored_at_full", "clock_at", "payload_size")
+    readonly_fields = ("partition", "received_at", "stored_at_full", "clock_at", "payload_size", "trace")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Batch]:
         found: QuerySet[Batch] = super().get_queryset(request)
@@ -350,6 +350,11 @@ class BatchAdmin(ReadOnlyAdmin):
     @display(description="Payload")
     def payload_size(self, batch: Batch) -> str:
         return f"{len(batch.payload):,} bytes"
+
+    @display(description="Its events")
+    def trace(self, batch: Batch) -> str:
+        url = f"{reverse('trace_event')}?around={batch.clock}"
+        return format_html('<a href="{}">Trace an event of this time</a>', url)
 
 
 @admin.register(OutgoingMessage)

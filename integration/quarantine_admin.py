@@ -19,6 +19,7 @@ from integration.flow_admin import Decision, DecisionMixin, ReadOnlyAdmin
 from integration.models import QuarantinedEvent
 from integration.payloads import readable
 from integration.reasons import NOT_RELEASABLE, REASONS, reason
+from integration.trace_admin import trace_url
 from integration.workqueue import alias_url
 
 State = QuarantinedEvent.State
@@ -245,6 +246,7 @@ class QuarantinedEventAdmin(DecisionMixin, ReadOnlyAdmin):
             "event": obj,
             "reason": reason(obj.code),
             "payload": readable(bytes(obj.raw), obj.code),
+            "trace_url": trace_url(obj),
             "is_waiting": obj.state in _WAITING,
             "is_releasable": obj.code not in NOT_RELEASABLE,
             "alias_url": alias_url(obj.instrument) if obj.state == State.PARKED and obj.instrument else "",
