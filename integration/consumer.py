@@ -35,6 +35,7 @@ from integration.reference import ReferenceCache
 from integration.slices import SliceMap
 from integration.sources import TickSource
 from integration.storage import BatchFacts, Checkpoint, reach_nothing
+from integration.timeline import current_timeline
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +44,8 @@ MAX_SKEW_NS: Final = 5 * SECOND_NS
 # A message published this long ago has surely been delivered to a consumer that found nothing waiting.
 _SETTLED_NS: Final = SECOND_NS // 2
 _CLOCK_STEP_NS: Final = 60 * SECOND_NS
+# Publish times are those of whichever broker owned the partition: their clocks may differ by this much.
+_BROKER_CLOCKS_NS: Final = 60 * SECOND_NS
 _CLOCK_RUNS_ON_NS: Final = 26 * 3_600 * SECOND_NS
 _WAIT_S: Final = 0.2
 _CHECK_EVERY_S: Final = 1.0
@@ -137,7 +140,8 @@ class PartitionWorker:
             self.pending = self.reader.take()
         self.reached("after_receive")
         if self.pending:
-            self._own()
+            self._own()  # may give everything back
+        if self.pending:
             self._consume(self.pending)
             done, self.pending = self.pending, []
             self.reader.acknowledge(done)
@@ -177,9 +181,25 @@ class PartitionWorker:
 
     def _taken(self, lease: HeldLease) -> Owned:
         position = storage.open_position(self.partition, Subscription.objects.get(topic=self.topic))
+        self._follow_timeline(position)
         state = storage.load_state(position, self.references.current(), self.slots)
         log.info("partition taken", partition=self.partition, epoch=lease.epoch, number=position.number)
         return Owned(lease, position, state, position.snapshot_number, storage.next_batch_id())
+
+    def _follow_timeline(self, position: Position) -> None:
+        """On another history of the database read again what it may have lost; what it has not is known by identity."""
+        timeline = current_timeline()
+        if position.timeline == timeline:
+            return
+        if position.timeline:
+            log.warning(
+                "the database is on another history: reading again", partition=self.partition, since=position.clock
+            )
+            self.pending = []
+            self.reader.rewind(position.clock - _BROKER_CLOCKS_NS)
+        self.reached("after_rewind")
+        Position.objects.filter(pk=position.pk).update(timeline=timeline)
+        position.timeline = timeline
 
     def _forget(self) -> None:
         """Throw away all that was remembered, and the connection whose transaction may be in any state."""

@@ -247,6 +247,7 @@ class Position(models.Model):
     clock = models.BigIntegerField(default=0, help_text="Everything published before this (ns) has been seen.")
     message_id = models.BinaryField(default=b"")
     snapshot = models.BinaryField(default=b"", help_text="Identities known after batch `snapshot_number`.")
+    timeline = models.CharField(max_length=40, blank=True, help_text="The database's history that this was written on.")
     snapshot_number = models.BigIntegerField(default=0)
     tick_count = models.BigIntegerField(default=0)
     updated_at = models.DateTimeField(auto_now=True)
@@ -460,6 +461,7 @@ class SequencerState(models.Model):
     pub_seq = models.BigIntegerField(default=0)
     checkpoint = models.BinaryField(default=b"")
     checkpoint_pub_seq = models.BigIntegerField(default=0)
+    timeline = models.CharField(max_length=40, blank=True, help_text="The database's history that the epoch began on.")
 
     def __str__(self) -> str:
         return f"epoch {self.epoch} pub_seq {self.pub_seq}"

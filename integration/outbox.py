@@ -221,11 +221,14 @@ def _write_gaps(changes: GapChanges) -> None:
 # -- sending ----------------------------------------------------------------------------------------------------------
 
 
-def stored_messages(topics: dict[str, str], limit: int) -> list[Outgoing]:
-    """Give the oldest messages that are not marked as sent, with their payloads built again."""
+def stored_messages(topics: dict[str, str], limit: int) -> tuple[int, list[Outgoing]] | None:
+    """Give the oldest messages of one epoch that are not marked as sent, with their payloads built again; None when all are."""
     names = {topic: name for name, topic in topics.items()}
-    waiting = OutgoingMessage.objects.filter(sent_at=None).order_by("id")[:limit]
-    return [_rebuilt(row, names[row.topic]) for row in waiting]
+    waiting = list(OutgoingMessage.objects.filter(sent_at=None).order_by("id")[:limit])
+    if not waiting:
+        return None
+    epoch = waiting[0].epoch
+    return epoch, [_rebuilt(row, names[row.topic]) for row in waiting if row.epoch == epoch]
 
 
 def _rebuilt(row: OutgoingMessage, name: str) -> Outgoing:

@@ -83,6 +83,11 @@ class ReadAhead:
         self._clear()
         self.source.reopen()
 
+    def rewind(self, published_ns: int) -> None:
+        """Read everything again that was published since a time; acknowledged or not."""
+        self._clear()
+        self.source.rewind(published_ns)
+
     def close(self) -> None:
         """Stop reading."""
         self._clear()

@@ -113,6 +113,11 @@ class Sequencer:
         """The number of the newest batch folded."""
         return self._numbers.pub_seq
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Number everything that goes out from 1 again, under a new epoch; the order of batches goes on."""
+        self.epoch = epoch
+        self._numbers = _Numbers(self._numbers.pub_seq)
+
     def fold(self, batch: CommittedBatch) -> Sequenced:
         """Number a batch and give everything that must be stored with it and published after it."""
         self._numbers.pub_seq += 1

@@ -24,6 +24,7 @@ from integration.market.reference import Reference
 from integration.models import SequencerState
 from integration.sequencer import ECHO_TOPIC, Outgoing, Sequencer
 from integration.storage import Checkpoint, reach_nothing
+from integration.timeline import current_timeline
 
 log = structlog.get_logger(__name__)
 
@@ -123,6 +124,8 @@ class SequencerLoop:
             # What it gives was stored the first time; only the state is wanted.
             sequencer.fold(batch)
             sequencer.settle()
+        if (timeline := current_timeline()) != state.timeline:
+            _begin_history(state, sequencer, timeline)
         self.active = Active(lease, sequencer, state)
         log.info("sequencing", epoch=lease.epoch, pub_seq=state.pub_seq)
         return self.active
@@ -158,16 +161,18 @@ class SequencerLoop:
     def _publish(self, active: Active) -> bool:
         """Send what is stored and not marked: from memory when it is all there, else from the table."""
         from_table = active.must_resend
-        messages = outbox.stored_messages(self.topics, RESEND_ROWS) if from_table else active.unsent
+        epoch, messages = active.state.epoch, active.unsent
+        if from_table:
+            epoch, messages = outbox.stored_messages(self.topics, RESEND_ROWS) or (epoch, [])
         # Until these are known to be out, the table is the only list that is complete.
         active.must_resend = True
         if messages:
-            self.publisher.publish(messages, active.state.epoch)
+            self.publisher.publish(messages, epoch)
             self.reached("after_publish")
-            outbox.mark_sent(messages, self.topics, active.state.epoch)
+            outbox.mark_sent(messages, self.topics, epoch)
             _count_published(messages)
             _renew(active)
-        active.must_resend = from_table and len(messages) == RESEND_ROWS
+        active.must_resend = from_table and bool(messages)
         active.unsent = []
         return bool(messages)
 
@@ -183,6 +188,19 @@ class SequencerLoop:
         if isinstance(problem, DatabaseError):
             self._forget()
         self.sleep(wait)
+
+
+def _begin_history(state: SequencerState, sequencer: Sequencer, timeline: str) -> None:
+    """Follow the database to another history: what was sent on the one before may have used numbers that this one does not know.
+
+    Messages that wait keep their old epoch: their rows are older than where the histories part, so that a repeat is a repeat.
+    """
+    if state.timeline:
+        log.warning("the database is on another history: a new epoch begins", epoch=state.epoch + 1)
+        state.epoch += 1
+        sequencer.begin_epoch(state.epoch)
+    state.timeline, state.checkpoint, state.checkpoint_pub_seq = timeline, sequencer.snapshot(), state.pub_seq
+    state.save(update_fields=["epoch", "timeline", "checkpoint", "checkpoint_pub_seq"])
 
 
 def _renew(active: Active) -> None:

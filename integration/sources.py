@@ -34,6 +34,10 @@ class TickSource(Protocol):
         """Give up what was received and not acknowledged; it will be delivered again, here or to another process."""
         ...
 
+    def rewind(self, published_ns: int) -> None:
+        """Have everything delivered again that was published at or after a time and is still kept by the other side."""
+        ...
+
     def close(self) -> None:
         """Stop reading."""
         ...
@@ -112,6 +116,17 @@ class PulsarSource:
     def reopen(self) -> None:
         self.close()
 
+    def rewind(self, published_ns: int) -> None:
+        import pulsar
+
+        try:
+            # By time and not by message id: those begin again at 0 when a topic is made anew.
+            self._open().seek(max(published_ns, 0) // _MILLISECOND_NS)
+        except pulsar.PulsarException as problem:
+            raise RetriableError(f"cannot rewind {self._topic}: {problem}", code="broker_unavailable") from problem
+        finally:
+            self.reopen()
+
     def close(self) -> None:
         import pulsar
 
@@ -154,6 +169,7 @@ class MemorySource:
     def __init__(self, messages: Sequence[Message] = ()) -> None:
         self.waiting = deque(messages)
         self.unacknowledged: list[Message] = []
+        self.kept: list[Message] = []
         self.acknowledged = 0
 
     def put(self, *messages: Message) -> None:
@@ -168,11 +184,18 @@ class MemorySource:
     def acknowledge(self, last: Message) -> None:
         count = next((at for at, message in enumerate(self.unacknowledged, 1) if message is last), 0)
         self.acknowledged += count
+        self.kept += self.unacknowledged[:count]
         del self.unacknowledged[:count]
 
     def reopen(self) -> None:
         self.waiting.extendleft(reversed(self.unacknowledged))
         self.unacknowledged.clear()
+
+    def rewind(self, published_ns: int) -> None:
+        self.reopen()
+        again = [message for message in self.kept if message.ts_publish >= published_ns]
+        self.waiting.extendleft(reversed(again))
+        self.kept = [message for message in self.kept if message.ts_publish < published_ns]
 
     def close(self) -> None:
         self.reopen()
