@@ -90,9 +90,9 @@ def compare_streams(account: Account, trial: Trial) -> None:
             sequences[epoch, instrument_id].append(sequence)
             seen.add((instrument_id, ts_event, price))
     assert {epoch for epoch, _ in sequences} == {1, 2}
-    for key, numbers in sequences.items():
+    for numbered, numbers in sequences.items():
         if numbers != list(range(1, len(numbers) + 1)):
-            account.wrong.append(f"ticks of (epoch, instrument) {key} are not numbered 1 to {len(numbers)}")
+            account.wrong.append(f"ticks of (epoch, instrument) {numbered} are not numbered 1 to {len(numbers)}")
     stored = set(rows("SELECT instrument_id, ts_event, price FROM integration_trade"))
     if seen != stored:
         account.wrong.append(
