@@ -34,7 +34,7 @@ FOREVER: Final = 2**63 - 1
 # MARKS: what happened to a bar since it last came out, and for good (PARTIAL).
 URGENT, ORDINARY, RELEASED, PARTIAL = 1, 2, 4, 8
 
-REASON_FIRST, REASON_LATE, REASON_RELEASE = 0, 1, 4
+REASON_FIRST, REASON_LATE, REASON_CORRECTION, REASON_CANCEL, REASON_RELEASE = 0, 1, 2, 3, 4
 
 FRAMES: Final = 6
 ONE_DAY: Final = 5
@@ -321,8 +321,8 @@ def bar_span(ts: int, frame: int, session: Ints) -> tuple[int, int]:
 
 @compiled
 def _publish(bar: Ints, key: int, frame: int, out: Ints, count: int) -> int:
-    # A bar without a price comes out with revision 0: to be kept, not to be told.
-    if bar[FIRST] != NEVER:
+    # A bar that never had a price comes out with revision 0: to be kept, not to be told.
+    if bar[FIRST] != NEVER or bar[REVISION] > 0:
         if bar[REVISION] == 0:
             bar[REASON] = REASON_FIRST
         elif bar[MARKS] & RELEASED:

@@ -5,7 +5,7 @@ record, what a late trade does to a stored bar, and the state between batches. `
 
 Rules (docs/events.md has the wire form):
 
-- A trade counts if its action is `new`. Conditions marked off-market set no price, conditions marked no-volume add no volume, turnover or count;
+- A trade counts if its action is `new`; `integration.corrections` says what each one comes to. Conditions marked off-market set no price, conditions marked no-volume add no volume, turnover or count;
   a trade with both does nothing. `first_ts` and `last_ts` are those of the trades that set the price; equal times open by the
   first to arrive and close by the last.
 - A bar closes when the clock of the partition its instrument flows through (the slowest, if several) passes its end and the grace, or a
@@ -19,7 +19,10 @@ Rules (docs/events.md has the wire form):
 - `is_partial`: the interval began before we began to listen to the partition. An instrument that is new on a partition we have heard since
   before is complete. For the day it is enough to have listened since the trading day began (local midnight; the open, overnight).
 - `is_final`: the session's trading day and the grace had passed when this revision was made.
-- No trade, no bar: neither silence nor a halt makes one. Corrections and cancels are not applied here.
+- No trade, no bar: neither silence nor a halt makes one.
+- Corrected and cancelled trades change open bars in silence, and revise those that are out: one revision per bar and batch, `cancel` if
+  any of the trades was cancelled, else `correction`; it comes before what the batch's own trades do to the bar. A bar that has lost
+  its last price is withdrawn: a revision whose prices are the last close, and that counts no trade on the wire.
 """
 
 import struct
@@ -32,6 +35,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from integration.bar_sums import Sums, turnover_of, volume_of
 from integration.market.sessions import MINUTE, SECOND, TIMEFRAMES, SessionTable
 from integration.market.ticks import Ticks
 
@@ -60,7 +64,8 @@ class BarKey(NamedTuple):
 class Bar:
     """One revision of a bar. Prices and volume in nanos, turnover in 1e-18 (nanos of price times nanos of size): exact integers of any size.
 
-    Times in ns UTC, `session_date` in days since 1970-01-01. Revision 0 has no price yet (prices and times are 0) and is never published.
+    Times in ns UTC, `session_date` in days since 1970-01-01. Without a price `first_ts` and `last_ts` are 0: revision 0 had none yet and is never
+    published; a later one has lost it (withdrawn) and repeats the last close.
     Raises ValueError unless low <= open, close <= high.
     """
 
@@ -97,7 +102,12 @@ class Bar:
 
     @property
     def has_price(self) -> bool:
-        """Whether a trade has set the price; only then is the bar published."""
+        """Whether a trade sets the price."""
+        return self.revision > 0 and self.last_ts != 0
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the bar is told to clients, be it that it is withdrawn."""
         return self.revision > 0
 
     @property
@@ -120,26 +130,56 @@ def _decimal(value: int, places: int) -> Decimal:
 
 @dataclass(slots=True, frozen=True)
 class Folded:
-    """What one batch did: `bars` to store and to publish, `held` to store only. Each in order of (end, timeframe, start, instrument, source)."""
+    """What one batch did: `bars` to store and to publish, `held` to store only. Each in order of (end, timeframe, start, instrument, source).
+
+    `incomplete` are (instrument, start) of touched minutes whose trades do not make the bar that is known: nothing was changed there.
+    """
 
     bars: list[Bar] = field(default_factory=list)
     held: list[Bar] = field(default_factory=list)
+    incomplete: set[tuple[int, int]] = field(default_factory=set)
+
+
+class Touched(NamedTuple):
+    """A minute of an instrument and source in which a trade was corrected or cancelled (`reason`); `start` ns UTC."""
+
+    instrument_id: int
+    source_id: int
+    start: int
+    reason: str
+
+
+@dataclass(slots=True, frozen=True)
+class Amended:
+    """What amendments did to trades of earlier batches: all trades of the touched minutes that counted before, and that count now.
+
+    Both in order of arrival, without those of the batch that brings the amendments.
+    """
+
+    before: Ticks
+    after: Ticks
+    touched: Sequence[Touched]
 
 
 Load = Callable[[Sequence[BarKey]], Iterable[Bar]]
+LoadMinutes = Callable[[int, int, int, int], Iterable[Bar]]
 SessionsOf = Callable[[int], SessionTable]
+
+
+def _no_minutes(_instrument_id: int, _source_id: int, _start: int, _end: int) -> Iterable[Bar]:
+    return ()
 
 
 def revise(stored: Bar | None, late: Bar) -> Bar:
     """Merge trades that arrived after a bar was stored into it, and number the revision; `late` is the bar of these trades alone."""
     if stored is None:
         return late
-    opens, closes = late, late
-    high, low = late.high, late.low
-    if stored.has_price:
-        opens = late if late.has_price and late.first_ts < stored.first_ts else stored
-        closes = late if late.has_price and late.last_ts >= stored.last_ts else stored
-        high, low = (max(high, stored.high), min(low, stored.low)) if late.has_price else (stored.high, stored.low)
+    opens = closes = stored if not late.has_price else late
+    high, low = opens.high, opens.low
+    if stored.has_price and late.has_price:
+        opens = late if late.first_ts < stored.first_ts else stored
+        closes = late if late.last_ts >= stored.last_ts else stored
+        high, low = max(high, stored.high), min(low, stored.low)
     return replace(
         stored,
         open=opens.open,
@@ -151,21 +191,46 @@ def revise(stored: Bar | None, late: Bar) -> Bar:
         volume=stored.volume + late.volume,
         turnover=stored.turnover + late.turnover,
         trade_count=stored.trade_count + late.trade_count,
-        revision=stored.revision + 1 if stored.has_price or late.has_price else 0,
+        revision=stored.revision + 1 if stored.is_published or late.has_price else 0,
         reason=late.reason,
         is_partial=stored.is_partial or late.is_partial,
         is_final=late.is_final,
     )
 
 
+class _Span(NamedTuple):
+    """A bar that holds touched minutes: whose it is, and the minutes [first, until) that make it (a day's reach beyond its hours)."""
+
+    key: int
+    frame: int
+    start: int
+    end: int
+    first: int
+    until: int
+    date: int
+    day_end: int
+    is_partial: bool
+    reason: str
+
+
+_NOTHING: Final = Sums()
+
+
 class BarBuilder:
     """The fold's state. Single writer: the same batches in the same order give the same bars.
 
     `load` gives the stored bars (latest revision, held ones too) of those keys that have one; it is asked at most once per batch, only for bars that
-    closed before. `sessions_of` gives an instrument's calendar and is asked once per instrument. `grace_ns` is 0 to under a minute.
+    closed before. `load_minutes` gives the stored 1m bars of (instrument, source, start, end) in [start, end). `sessions_of` gives an instrument's calendar and is asked once per instrument. `grace_ns` is 0 to under a minute.
     """
 
-    def __init__(self, *, load: Load, sessions_of: SessionsOf, grace_ns: int = DEFAULT_GRACE_NS) -> None:
+    def __init__(
+        self,
+        *,
+        load: Load,
+        sessions_of: SessionsOf,
+        grace_ns: int = DEFAULT_GRACE_NS,
+        load_minutes: LoadMinutes = _no_minutes,
+    ) -> None:
         if not 0 <= grace_ns < MINUTE:
             # Two open bars per timeframe are enough only while the grace is shorter than the shortest bar.
             raise ValueError(f"the grace must be 0 to under {MINUTE} ns, was {grace_ns}")
@@ -173,6 +238,7 @@ class BarBuilder:
 
         self._kernel = bar_kernel
         self._load = load
+        self._load_minutes = load_minutes
         self._sessions_of = sessions_of
         self._grace = grace_ns
         self._clear()
@@ -214,8 +280,8 @@ class BarBuilder:
         self._table = np.full(_power_of_two(2 * capacity), -1, np.int32)
         kernel.fill_table(self._table, self._instruments, self._sources, kept)
 
-    def fold(self, ticks: Ticks, clock: int, partition: int) -> Folded:
-        """Take the next batch of a partition: its accepted ticks in order of arrival (or none), and the clock after them.
+    def fold(self, ticks: Ticks, clock: int, partition: int, amended: Amended | None = None) -> Folded:
+        """Take the next batch of a partition: its accepted ticks in order of arrival (or none), and the clock after them; first, what it amends.
 
         `clock` (ns UTC) says that everything published on this partition before it has been seen; one that runs backwards counts as the highest yet.
         Write what comes back before, or in one go with, what the next batch gives; `settle` says that it is written.
@@ -225,14 +291,17 @@ class BarBuilder:
             raise RuntimeError("an earlier batch failed half-way: restore the last snapshot first")
         self._torn = True
         index = self._partition(partition, ticks, clock)
+        told, incomplete = self._amend(amended) if amended else ([], set[tuple[int, int]]())
         before = self._clocks.copy()
         self._clocks[index] = max(clock, int(before[index]))
         late, out = self._take(ticks, before, index)
         bars = self._revised(late) + self._bars(out) + self._bars(self._closed(index))
-        bars.sort(key=_order)
         self._unsaved.update((bar.key, bar) for bar in bars)
+        bars = [replace(bar, is_final=self._is_over(key, day_end)) for key, day_end, bar in told] + bars
+        bars.sort(key=_order)
         self._torn = False
-        return Folded([bar for bar in bars if bar.has_price], [bar for bar in bars if not bar.has_price])
+        held = [bar for bar in bars if not bar.is_published]
+        return Folded([bar for bar in bars if bar.is_published], held, incomplete)
 
     def settle(self) -> None:
         """Forget the bars given so far: they are written, `load` will see them."""
@@ -363,10 +432,8 @@ class BarBuilder:
             high=row[kernel.HIGH],
             low=row[kernel.LOW],
             close=row[kernel.CLOSE],
-            volume=row[kernel.VOLUME_0] + (row[kernel.VOLUME_1] << kernel.DIGIT_BITS),
-            turnover=row[kernel.TURNOVER_0]
-            + (row[kernel.TURNOVER_1] << kernel.DIGIT_BITS)
-            + (row[kernel.TURNOVER_2] << 2 * kernel.DIGIT_BITS),
+            volume=volume_of(row, kernel),
+            turnover=turnover_of(row, kernel),
             trade_count=row[kernel.COUNT],
             first_ts=row[kernel.FIRST],
             last_ts=row[kernel.LAST],
@@ -375,6 +442,155 @@ class BarBuilder:
             is_partial=bool(row[kernel.MARKS] & kernel.PARTIAL),
             is_final=is_final,
         )
+
+    # -- amendments ---------------------------------------------------------------------------------------------------
+
+    def _amend(self, amended: Amended) -> tuple[list[tuple[int, int, Bar]], set[tuple[int, int]]]:
+        """Make the bars of touched minutes, and the longer ones above them, what their trades make now.
+
+        Gives (key, end of the trading day, bar) of each one that was out, and the minutes whose trades are not all at hand.
+        """
+        before, now = self._minutes_of(amended.before), self._minutes_of(amended.after)
+        reasons = self._touched(amended.touched)
+        minutes = self._known_minutes(reasons)
+        incomplete = {
+            (int(self._instruments[key]), start)
+            for key, start in reasons
+            if minutes[key].get(start, _NOTHING).amounts != before.get((key, start), _NOTHING).amounts
+        }
+        whole = {
+            at: reason for at, reason in reasons.items() if (int(self._instruments[at[0]]), at[1]) not in incomplete
+        }
+        for key, start in whole:
+            minutes[key][start] = now.get((key, start), _NOTHING)
+        spans = self._spans(whole)
+        closed = self._closed_bars(spans)
+        told = []
+        for span in spans:
+            sums = Sums.join(minutes[span.key][at] for at in sorted(minutes[span.key]) if span.first <= at < span.until)
+            place = self._open_place(span)
+            known = closed.get(self._bar_key(span))
+            bar = self._amend_closed(span, known, sums) if place is None else self._amend_open(span, place, sums)
+            if bar is not None:
+                told.append((span.key, span.day_end, bar))
+        for key in {span.key for span in spans if self._members[span.key].any()}:
+            self._due[key] = self._kernel.NEVER  # looked at, and worked out anew, at the end of this batch
+        self._unsaved.update((bar.key, bar) for _, _, bar in told)
+        return told, incomplete
+
+    def _minutes_of(self, ticks: Ticks) -> dict[tuple[int, int], Sums]:
+        kernel, count = self._kernel, self._sum(ticks)
+        starts = self._parts[:count, kernel.START].tolist()
+        sums = [Sums.of_row(row, kernel) for row in self._parts[:count]]
+        return dict(zip(zip(self._part_key[:count].tolist(), starts, strict=True), sums, strict=True))
+
+    def _touched(self, touched: Sequence[Touched]) -> dict[tuple[int, int], str]:
+        """Give (key, start) of the minutes, for their source and for the instrument as a whole, with the reason."""
+        reasons: dict[tuple[int, int], str] = {}
+        for instrument_id, source_id, start, reason in sorted(touched):
+            for source in {max(source_id, 0), CONSOLIDATED}:
+                mine = (self._instruments[: self._keys] == instrument_id) & (self._sources[: self._keys] == source)
+                at = int(np.flatnonzero(mine)[0]), start
+                reasons[at] = CANCEL if CANCEL in (reason, reasons.get(at)) else reason
+        return reasons
+
+    def _session(self, key: int, start: int) -> Any:
+        """Give (owned from, date, day start, open, close, owned until) of the session that owns a minute."""
+        session = np.empty(6, np.int64)
+        bounds = self._calendar_bounds[self._calendar[key]]
+        self._kernel.session_of(start, self._calendar_rows, bounds, session)
+        return session
+
+    def _spans(self, reasons: dict[tuple[int, int], str]) -> list["_Span"]:
+        """Give the bars of all timeframes that hold the minutes."""
+        spans: dict[tuple[int, int, int], _Span] = {}
+        for (key, minute), reason in reasons.items():
+            session = self._session(key, minute)
+            owned_from, date, day_start, _, _, owned_until = session.tolist()
+            for frame in range(self._kernel.FRAMES):
+                start, end = self._kernel.bar_span(minute, frame, session)
+                is_day = frame == self._kernel.ONE_DAY
+                first, until, begins = (owned_from, owned_until, day_start) if is_day else (start, end, start)
+                before = spans.get((key, frame, start))
+                why = CANCEL if before and before.reason == CANCEL else reason
+                spans[key, frame, start] = _Span(
+                    key, frame, start, end, first, until, date, owned_until, bool(begins < self._joined[key]), why
+                )
+        return list(spans.values())
+
+    def _known_minutes(self, reasons: dict[tuple[int, int], str]) -> dict[int, dict[int, Sums]]:
+        """Give what is known of all minutes of the bars that hold these, by key and start: stored, given since, or open."""
+        minutes: dict[int, dict[int, Sums]] = {key: {} for key, _ in reasons}
+        for key, first, until in sorted({self._extent(key, start) for key, start in reasons}):
+            owner = int(self._instruments[key]), int(self._sources[key])
+            stored = self._load_minutes(*owner, first, until)
+            unsaved = (bar for bar in self._unsaved.values() if bar.timeframe == TIMEFRAMES[0] and bar.key[:2] == owner)
+            for bar in (*stored, *unsaved):
+                if first <= bar.start < until:
+                    minutes[key][bar.start] = Sums.of_bar(bar)
+        for key, mine in minutes.items():
+            for place in self._places[key, 0]:
+                if place[self._kernel.START] != self._kernel.NEVER:
+                    mine[int(place[self._kernel.START])] = Sums.of_row(place, self._kernel)
+        return minutes
+
+    def _extent(self, key: int, start: int) -> tuple[int, int, int]:
+        spans = self._spans({(key, start): CORRECTION})
+        return key, min(span.first for span in spans), max(span.until for span in spans)
+
+    def _bar_key(self, span: "_Span") -> BarKey:
+        instrument_id, source_id = int(self._instruments[span.key]), int(self._sources[span.key])
+        return BarKey(instrument_id, source_id, TIMEFRAMES[span.frame], span.start)
+
+    def _open_place(self, span: "_Span") -> Any:
+        for place in self._places[span.key, span.frame]:
+            if place[self._kernel.START] == span.start:
+                return place
+        return None
+
+    def _closed_bars(self, spans: Sequence["_Span"]) -> dict[BarKey, Bar]:
+        """Give the newest revision of those bars that are not open."""
+        keys = [self._bar_key(span) for span in spans if self._open_place(span) is None]
+        missing = [key for key in keys if key not in self._unsaved]
+        stored = {bar.key: bar for bar in self._load(missing)} if missing else {}
+        return stored | {key: self._unsaved[key] for key in keys if key in self._unsaved}
+
+    def _amend_open(self, span: "_Span", place: Any, sums: Sums) -> Bar | None:
+        """Change an open bar; give its next revision when it is out already (the day after its close)."""
+        kernel = self._kernel
+        is_out = place[kernel.REVISION] > 0
+        if not is_out and sums.is_empty:
+            place[kernel.START] = kernel.NEVER
+            return None
+        sums.write(place, kernel, int(place[kernel.CLOSE]) if is_out else 0)
+        if not is_out:
+            if sums.has_price:
+                place[kernel.MARKS] |= kernel.URGENT
+            return None
+        place[kernel.REVISION] += 1
+        place[kernel.REASON] = REASONS.index(span.reason)
+        place[kernel.MARKS] &= kernel.PARTIAL
+        return self._bars(np.array([[*place, span.key, span.frame]], np.int64))[0]
+
+    def _amend_closed(self, span: "_Span", known: Bar | None, sums: Sums) -> Bar | None:
+        """Give the next revision of a closed bar."""
+        if known is None and sums.is_empty:
+            return None
+        revision, last_price = (known.revision, known.close) if known else (0, 0)
+        prices = (sums.open, sums.high, sums.low, sums.close) if sums.has_price else (last_price,) * 4
+        return Bar(
+            *self._bar_key(span), span.end, known.session_date if known else span.date, *prices, *sums.amounts,
+            sums.first_ts if sums.has_price else 0, sums.last_ts if sums.has_price else 0,
+            revision + 1 if revision or sums.has_price else 0, span.reason, known.is_partial if known else span.is_partial,
+        )  # fmt: skip
+
+    def _is_over(self, key: int, day_end: int) -> bool:
+        """Tell whether a key is known beyond the end of a trading day and the grace."""
+        clocks = self._clocks[self._members[key] > 0]
+        known = max(int(self._frontier[key]), int(clocks.min()) if len(clocks) else self._kernel.NEVER)
+        return day_end + self._grace <= known
+
+    # -- state --------------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> bytes:
         """Write the state as bytes: the same state gives the same bytes. Bars already given are not in it; keep both in one transaction."""

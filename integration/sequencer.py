@@ -1,6 +1,6 @@
 """The hot path, second half, as a deterministic fold: committed batches in, numbered streams, bars, gaps and messages out.
 
-No Django, no clock, no I/O: the time is each batch's `clock`, stored bars come through `load`. The same batches in the same order
+No Django, no clock, no I/O: the time is each batch's `clock`, stored bars come through `load`, what corrections need through `records`. The same batches in the same order
 give the same output bytes, so that a restart folds the batches since the last checkpoint again and goes on.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from integration.bars import Bar, BarBuilder, BarKey, Load
+from integration.corrections import Amendment, Corrections, NoRecords, Records
 from integration.market.bar_events import Reason, Timeframe
 from integration.market.events import BarEvent, encode_bar, encode_numbered_ticks
 from integration.market.gaps import GapChanges, GapTracker
@@ -57,7 +58,7 @@ class Outgoing:
 
 @dataclass(slots=True)
 class Sequenced:
-    """What one batch came to."""
+    """What one batch came to. With `amendments` the state after it must be stored with it: to fold it again needs bars as they were."""
 
     pub_seq: int
     batch_id: int
@@ -66,6 +67,8 @@ class Sequenced:
     held: list[Bar]
     gaps: GapChanges
     messages: list[Outgoing]
+    amendments: list[Amendment] = field(default_factory=list)
+    clock: int = 0
 
 
 @dataclass(slots=True)
@@ -94,16 +97,29 @@ class _Checkpoint(msgspec.Struct):
     bars: dict[int, int]
     gaps: dict[str, Any]
     builder: bytes
+    waiting: list[Amendment] = []
 
 
 class Sequencer:
     """The fold. One writer: after any failure outside, make a new one and `restore` it."""
 
-    def __init__(self, *, epoch: int, load: Load, reference: Callable[[], Reference], grace_ns: int) -> None:
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        load: Load,
+        reference: Callable[[], Reference],
+        grace_ns: int,
+        records: Records | None = None,
+    ) -> None:
         self.epoch = epoch
         self._reference = reference
         self._load = load
-        self._builder = BarBuilder(load=load, sessions_of=self._sessions_of, grace_ns=grace_ns)
+        records = records or NoRecords()
+        self._corrections = Corrections(records)
+        self._builder = BarBuilder(
+            load=load, sessions_of=self._sessions_of, grace_ns=grace_ns, load_minutes=records.minute_bars
+        )
         self._numbers = _Numbers()
         self._gaps = GapTracker()
         self._delivered: dict[BarKey, Bar] = {}
@@ -128,16 +144,22 @@ class Sequencer:
             head = self._number_ticks(batch.ticks.instrument_id, start)
             payload = tick_message(batch.ticks, head, batch.id, self.pub_seq, self.epoch)
             messages.append(Outgoing(TICKS_TOPIC, self._numbers.next_message(TICKS_TOPIC), "", payload, head))
-        folded = self._builder.fold(batch.ticks, batch.clock, batch.partition)
+        # Clients get the ticks as they came, bars what corrections and cancels have made of them.
+        resolved = self._corrections.resolve(batch.ticks, self.pub_seq)
+        folded = self._builder.fold(resolved.ticks, batch.clock, batch.partition, resolved.amended)
+        amendments = resolved.amendments
+        if folded.incomplete:
+            amendments = self._corrections.give_up(amendments, folded.incomplete)
         bars = folded.bars + [self._deliver(row) for row in batch.delivered]
         messages += [self._bar_message(bar, batch) for bar in bars]
         return Sequenced(
-            self.pub_seq, batch.id, len(batch.ticks), bars, folded.held, self._follow_gaps(batch), messages
-        )
+            self.pub_seq, batch.id, len(batch.ticks), bars, folded.held, self._follow_gaps(batch), messages, amendments, batch.clock
+        )  # fmt: skip
 
     def settle(self) -> None:
         """Say that everything given so far is written, so that `load` sees it."""
         self._builder.settle()
+        self._corrections.settle()
         self._delivered.clear()
 
     def snapshot(self) -> bytes:
@@ -146,7 +168,7 @@ class Sequencer:
         return msgspec.msgpack.encode(
             _Checkpoint(
                 _VERSION, numbers.pub_seq, dict(sorted(numbers.messages.items())), numbers.ticks.tobytes(), dict(sorted(numbers.bars.items())),
-                self._gaps.dump(), self._builder.snapshot(),
+                self._gaps.dump(), self._builder.snapshot(), self._corrections.waiting,
             )
         )  # fmt: skip
 
@@ -160,6 +182,7 @@ class Sequencer:
         )
         self._gaps = GapTracker.load(stored.gaps)
         self._builder.restore(stored.builder)
+        self._corrections.restore(stored.waiting)
         self._delivered.clear()
 
     # -- parts of fold ------------------------------------------------------------------------------------------------
@@ -220,14 +243,17 @@ class Sequencer:
     def _bar_message(self, bar: Bar, batch: CommittedBatch) -> Outgoing:
         reference = self._reference()
         facts = reference.instruments.get(bar.instrument_id)
+        # A withdrawn bar counts no trade for clients; volume without a price is told again when there is one.
+        amounts = (bar.volume, bar.turnover, bar.trade_count) if bar.has_price else (0, 0, 0)
+        volume, turnover, trade_count = amounts
         source = "consolidated" if bar.source_id == 0 else reference.code_of(abs(bar.source_id))
         event = BarEvent(
             instrument_id=bar.instrument_id, symbol=facts.symbol if facts else "", source_id=bar.source_id, source=source,
             timeframe=cast("Timeframe", bar.timeframe), start=bar.start, session_date=bar.session_date, open=bar.open, high=bar.high, low=bar.low,
-            close=bar.close, adjusted_close=bar.close, volume=bar.volume, turnover=bar.turnover, trade_count=bar.trade_count,
+            close=bar.close, adjusted_close=bar.close, volume=volume, turnover=turnover, trade_count=trade_count,
             revision=bar.revision, reason=cast("Reason", bar.reason), sequence=self._numbers.next_bar(bar.instrument_id), epoch=self.epoch,
             timestamp=batch.clock, is_partial=bar.is_partial, is_final=bar.is_final,
-            processing_time_ms=max(0.0, (batch.ts_received - bar.last_ts) / 1e6),
+            processing_time_ms=max(0.0, (batch.ts_received - bar.last_ts) / 1e6) if bar.has_price else 0.0,
         )  # fmt: skip
         return Outgoing(BARS_TOPIC, self._numbers.next_message(BARS_TOPIC), str(bar.instrument_id), encode_bar(event))
 
