@@ -615,3 +615,26 @@ class Alert(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.key}"
+
+
+class LakeDay(models.Model):
+    """The manifest: a day of trades or quotes that left its slices, and the version of the lake table that holds it.
+
+    What is counted is the lake at `delta_version` for the days named here, and every row that is still in a slice; nothing is in both.
+    """
+
+    id = models.AutoField(primary_key=True)
+    table = models.CharField(max_length=16)
+    day = models.DateField()
+    generation = models.BigIntegerField(help_text="Rises with every write of the day; the lake's transaction version.")
+    delta_version = models.BigIntegerField()
+    row_count = models.BigIntegerField()
+    checksum = models.BigIntegerField(help_text="Of all columns of all rows, in any order.")
+    archived_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["table", "day"]
+        constraints = [models.UniqueConstraint(fields=["table", "day"], name="lake_day_once")]
+
+    def __str__(self) -> str:
+        return f"{self.table} {self.day} generation {self.generation}"
