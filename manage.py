@@ -12,7 +12,10 @@ ALL = STORES | {"pulsar"}
 NOTHING: frozenset[str] = frozenset()
 # What is not named here needs the stores. run_stack starts and stops the servers itself.
 NEEDS = {
-    **dict.fromkeys(("help", "version", "check", "collectstatic", "findstatic", "diffsettings", "run_stack"), NOTHING),
+    **dict.fromkeys(
+        ("help", "version", "check", "collectstatic", "findstatic", "diffsettings", "run_stack", "create_topics"),
+        NOTHING,
+    ),
     **dict.fromkeys(("makemigrations", "migrate", "showmigrations", "sqlmigrate", "dbshell"), frozenset({"postgres"})),
     **dict.fromkeys(("runserver", "consume_ticks", "sequence_ticks", "feed", "replay_ticks", "fill_gaps"), ALL),
 }

@@ -75,6 +75,7 @@ class Environment:
     redis_url: str = setting("", "Valkey or Redis to use instead of the embedded one.", url("redis", "rediss"), secret=True)
     pulsar_url: str = setting("", "Pulsar broker to use instead of the embedded one.", url("pulsar", "pulsar+ssl"))
     pulsar_token: str = setting("", "Token for that broker; its role needs consume and produce on our namespaces.", secret=True)
+    pulsar_ca_file: str = setting("", "PEM file of the authority that signed that broker's certificate.", shown="the system's authorities")
     pulsar_admin_url: str = setting("", "Admin address of that broker; where set, missing namespaces and topics are made at the start (with MDI_PULSAR_TOKEN).", url("http", "https"))
     pulsar_tenant: str = setting("market-data", "Tenant of our namespaces.", WORD)
     normalized_namespace: str = setting("normalized", "Namespace the normalized market data is consumed from.", WORD)

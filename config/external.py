@@ -6,6 +6,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from config.embedded import EmbeddedServerError, topology
 from config.env import Environment
+from integration.sources import pulsar_client
 
 TIMEOUT_SECONDS = 5
 
@@ -62,21 +63,20 @@ def try_redis(url: str) -> None:
         client.ping()
 
 
+def make_topics(settings: Environment) -> None:
+    """Make the namespaces and topics that are missing at the admin address, with the token of the settings."""
+    admin = topology.BrokerAdmin(settings.pulsar_admin_url.rstrip("/"), settings.pulsar_token, settings.pulsar_ca_file)
+    names = (settings.pulsar_tenant, settings.normalized_namespace, settings.integrated_namespace)
+    topology.ensure_topology(admin, topology.service_namespaces(settings.partitions, *names))
+
+
 def try_pulsar(url: str, settings: Environment) -> None:
     """Look one of our topics up; with an admin address make what is missing first."""
     import pulsar
 
     if settings.pulsar_admin_url:
-        admin = topology.BrokerAdmin(settings.pulsar_admin_url.rstrip("/"), settings.pulsar_token)
-        names = (settings.pulsar_tenant, settings.normalized_namespace, settings.integrated_namespace)
-        topology.ensure_topology(admin, topology.service_namespaces(settings.partitions, *names))
-    client = pulsar.Client(
-        url,
-        authentication=pulsar.AuthenticationToken(settings.pulsar_token) if settings.pulsar_token else None,
-        operation_timeout_seconds=TIMEOUT_SECONDS,
-        tls_validate_hostname=True,
-        logger=SILENT,
-    )
+        make_topics(settings)
+    client = pulsar_client(url, settings.pulsar_token, ca_file=settings.pulsar_ca_file, logger=SILENT)
     topic = f"persistent://{settings.pulsar_tenant}/{settings.normalized_namespace}/equities"
     try:
         client.get_topic_partitions(topic)

@@ -34,9 +34,13 @@ def build_sequencer(*, holder: str, should_stop: Callable[[], bool], sleep: Call
     """Fill the slots of the way out: who publishes, and where to."""
     topics = {**settings.INTEGRATED_TOPICS, "echo": settings.CANARY_ECHO_TOPIC}
     references = ReferenceCache()
+
+    def connect() -> Any:
+        return pulsar_client(settings.PULSAR_URL, settings.PULSAR_TOKEN, ca_file=settings.MDI.pulsar_ca_file)
+
     return SequencerLoop(
         holder=holder,
-        publisher=PulsarPublisher(lambda: pulsar_client(settings.PULSAR_URL, settings.PULSAR_TOKEN), topics),
+        publisher=PulsarPublisher(connect, topics),
         reference=references.current,
         topics=topics,
         grace_ns=settings.MDI.bar_grace_ms * 1_000_000,

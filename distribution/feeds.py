@@ -22,6 +22,7 @@ from distribution.board import Board, ClosedBar, reduce_ticks
 from integration.market.errors import SkippableError
 from integration.market.events import BarEvent, decode_bar, decode_numbered_ticks
 from integration.market.units import text_from_nanos
+from integration.sources import pulsar_client
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +65,10 @@ class TopicReader(threading.Thread):
                 failures += 1
 
     def _read(self) -> None:
-        client = pulsar.Client(
+        client = pulsar_client(
             settings.PULSAR_URL,
-            authentication=pulsar.AuthenticationToken(settings.PULSAR_TOKEN) if settings.PULSAR_TOKEN else None,
-            operation_timeout_seconds=5,
+            settings.PULSAR_TOKEN,
+            ca_file=settings.MDI.pulsar_ca_file,
             connection_timeout_ms=3000,
             logger=logging.getLogger("pulsar"),
         )

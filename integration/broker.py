@@ -4,6 +4,7 @@ Answers are kept for five seconds, failures too, so that a page with ten topics 
 """
 
 import json
+import ssl
 import threading
 import time
 import urllib.error
@@ -102,7 +103,8 @@ def _fetch(path: str) -> Any:
     headers = {"Authorization": f"Bearer {settings.PULSAR_TOKEN}"} if settings.PULSAR_TOKEN else {}
     request = urllib.request.Request(settings.PULSAR_ADMIN_URL.rstrip("/") + path, headers=headers)  # noqa: S310 - http(s), checked in config.env
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
+        context = ssl.create_default_context(cafile=settings.MDI.pulsar_ca_file or None)  # counts where it is https
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context) as response:  # noqa: S310
             body = response.read()
     except urllib.error.HTTPError as refusal:
         refusal.close()

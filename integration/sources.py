@@ -54,19 +54,22 @@ class PulsarLogger:
         self._say(f"{level} {message}")
 
 
-def pulsar_client(url: str, token: str, **options: Any) -> Any:
-    """Connect to a broker with a token. Made after any fork, in a process of its own: the client is not fork-safe."""
+def pulsar_client(url: str, token: str, *, ca_file: str = "", **options: Any) -> Any:
+    """Connect to a broker with a token, and over TLS with the authority that signed its certificate (empty: the system's).
+
+    Made after any fork, in a process of its own: the client is not fork-safe. Other options are those of `pulsar.Client`.
+    """
     import pulsar
 
-    authentication = pulsar.AuthenticationToken(token) if token else None
-    return pulsar.Client(
-        url,
-        authentication=authentication,
-        operation_timeout_seconds=_OPERATION_TIMEOUT_S,
-        tls_validate_hostname=True,
-        logger=options.pop("logger", None) or pulsar.ConsoleLogger(pulsar.LoggerLevel.Error),
-        **options,
-    )
+    defaults: dict[str, Any] = {
+        "authentication": pulsar.AuthenticationToken(token) if token else None,
+        "operation_timeout_seconds": _OPERATION_TIMEOUT_S,
+        "tls_validate_hostname": True,
+        "logger": pulsar.ConsoleLogger(pulsar.LoggerLevel.Error),
+    }
+    if ca_file:
+        defaults["tls_trust_certs_file_path"] = ca_file
+    return pulsar.Client(url, **(defaults | options))
 
 
 class PulsarSource:

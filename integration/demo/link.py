@@ -14,9 +14,10 @@ from typing import Any, Final
 
 import pulsar
 
+from integration.sources import pulsar_client
+
 logger = logging.getLogger(__name__)
 
-_OPERATION_TIMEOUT_S: Final = 5
 _QUEUE: Final = 20_000
 
 
@@ -37,12 +38,13 @@ class Outgoing:
 class Link:
     """Producers of the topics given by short name; used by one thread, called back by the client's."""
 
-    def __init__(self, url: str, token: str, topics: Mapping[str, str]) -> None:
+    def __init__(self, url: str, token: str, topics: Mapping[str, str], ca_file: str = "") -> None:
         self.url = url
         self.sent = 0
         self.refusals: Counter[str] = Counter()
         self._topics = topics
         self._token = token
+        self._ca_file = ca_file
         self._client: Any = None
         self._producers: dict[str, Any] = {}
         self._again: deque[Outgoing] = deque()
@@ -66,13 +68,7 @@ class Link:
 
     def open(self) -> None:
         """Connect all producers. Raises BrokerAwayError, which says what was tried."""
-        client = pulsar.Client(
-            self.url,
-            authentication=pulsar.AuthenticationToken(self._token) if self._token else None,
-            operation_timeout_seconds=_OPERATION_TIMEOUT_S,
-            tls_validate_hostname=True,
-            logger=_client_logger(),
-        )
+        client = pulsar_client(self.url, self._token, ca_file=self._ca_file, logger=_client_logger())
         try:
             self._producers = {name: self._producer(client, topic) for name, topic in self._topics.items()}
         except pulsar.PulsarException as problem:

@@ -43,7 +43,7 @@ class Command(BaseCommand):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         warm_up()
-        client = pulsar_client(settings.PULSAR_URL, settings.PULSAR_TOKEN)
+        client = pulsar_client(settings.PULSAR_URL, settings.PULSAR_TOKEN, ca_file=settings.MDI.pulsar_ca_file)
         workers = build_workers(client, self._topics(options["topic"]), options["name"], stop)
         threads = [
             threading.Thread(target=_run, args=(worker, stop), name=worker.partition, daemon=True) for worker in workers
