@@ -24,6 +24,7 @@ Verdicts = npt.NDArray[np.uint8]
 BLOCK_BITS: Final = 65_536
 _BLOCK_BYTES: Final = BLOCK_BITS // 8
 MAX_BLOCKS: Final = 128  # per channel and session: 8.4 million sequences in 1 MiB
+MAX_PARTITION_BLOCKS: Final = 2_048  # per partition: 16 MiB, whatever the number of channels and sessions
 MAX_HASHES: Final = 200_000  # per partition: about 20 MB, an hour at 50 unnumbered events a second
 _HEADER: Final = struct.Struct("<4sII")
 _CHANNEL: Final = struct.Struct("<iiqqqI")
@@ -81,6 +82,11 @@ class SeenSequences:
         for number in sorted(self.blocks)[: max(0, len(self.blocks) - MAX_BLOCKS)]:
             del self.blocks[number]
             self.floor = max(self.floor, (number + 1) * BLOCK_BITS)
+
+    def forget(self) -> None:
+        """Keep how far it went and nothing else: all of it is to be looked up from now on."""
+        self.blocks.clear()
+        self.floor = self.high + 1
 
     def _bits(self, sequences: Column) -> Verdicts:
         numbers, offsets = np.divmod(sequences, BLOCK_BITS)
@@ -157,7 +163,10 @@ class KnownIdentities:
                 self._drop_oldest_hashes()
             else:
                 key = (group.source_id, group.channel, group.session)
-                self.channels.setdefault(key, SeenSequences()).add(sequences)
+                seen = self.channels.pop(key, None) or SeenSequences()
+                seen.add(sequences)
+                self.channels[key] = seen  # at the end: the one used longest ago is first
+        self._drop_oldest_blocks()
 
     def dump(self) -> bytes:
         """Write everything to bytes that `load` reads back; equal states give equal bytes."""
@@ -198,6 +207,14 @@ class KnownIdentities:
         # Bytes that cannot be read carry no time: only the quarantine can tell whether they came before.
         unsure = events.ts_event[group.members] <= self.hash_floor if group.channel != UNREADABLE else np.bool_(True)
         return np.where(known, KNOWN, np.where(unsure, UNSURE, NEW)).astype(np.uint8)
+
+    def _drop_oldest_blocks(self) -> None:
+        excess = sum(len(seen.blocks) for seen in self.channels.values()) - MAX_PARTITION_BLOCKS
+        for seen in self.channels.values():
+            if excess <= 0:
+                return
+            excess -= len(seen.blocks)
+            seen.forget()
 
     def _drop_oldest_hashes(self) -> None:
         for key in list(self.hashes)[: max(0, len(self.hashes) - MAX_HASHES)]:

@@ -201,3 +201,19 @@ def test_memory_goes_on_above_its_floor_and_each_block_keeps_its_own(monkeypatch
     assert seen.judge(asked, 2**62).tolist() == [UNSURE, NEW, KNOWN, NEW, NEW, KNOWN]
     seen.add(np.array([5 * block + 8, 6 * block], np.int64))
     assert seen.judge(np.array([5 * block, 5 * block + 8, 6 * block], np.int64), 2**62).tolist() == [NEW, KNOWN, KNOWN]
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3 * identity.BLOCK_BITS)), max_size=60))
+def test_a_partition_with_many_sessions_stays_within_its_memory_and_exact(events: list[tuple[int, int]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identity, "MAX_PARTITION_BLOCKS", 2)
+        known, stored = KnownIdentities(), set[tuple[int, int]]()
+        for session, sequence in events:
+            one = Identities(*(np.array([value], np.int64) for value in (1, 0, session, sequence, 5)))
+            ((verdict,), _) = known.judge(one, {})
+            is_known = (session, sequence) in stored if verdict == UNSURE else verdict == KNOWN
+            assert is_known == ((session, sequence) in stored)
+            known.adopt(one)
+            stored.add((session, sequence))
+            assert sum(len(seen.blocks) for seen in known.channels.values()) <= 2
+            known = KnownIdentities.load(known.dump())
