@@ -101,6 +101,7 @@ class Environment:
     hot_days: int = setting(3, "Days of ticks (by UTC day of ts_event) that stay in PostgreSQL; older days move to the lake every night; 0 moves none.", between(0, 36_500))
     lake_url: str = setting("", "Where the lake of closed days is: a folder's absolute path, or an object store's address (s3://bucket/prefix; its credentials from the store's own variables).", shown="`lake` in the data folder")
     retention_lake_days: int = setting(0, "Keep days in the lake this many days; 0 for ever.", between(0, 36_500))
+    disk_free_mb: int = setting(1_024, "Consumption pauses while the disk of var/ or of PostgreSQL's data has fewer free megabytes; 0 never.", between(0, 100_000_000))
     retention_batch_days: int = setting(7, "Keep the payloads of numbered and published batches this many days; 0 for ever.", between(0, 36_500))
     retention_outgoing_days: int = setting(3, "Keep sent messages this many days; 0 for ever.", between(0, 36_500))
     retention_quarantine_days: int = setting(365, "Keep released and confirmed-bad events this many days; waiting ones are always kept; 0 for ever.", between(0, 36_500))

@@ -27,7 +27,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from integration import alerts, broker, selectors
+from integration import alerts, broker, selectors, watermark
 from integration.canary import canary_age
 from integration.metrics import SCRAPED
 from integration.models import Alert, Job, Subscription
@@ -126,6 +126,7 @@ def examine() -> Iterator[Part]:
     postgres = _postgres()
     yield postgres
     yield _valkey()
+    yield _disk()
     problem = broker.health()
     yield Part("pulsar", DOWN if problem else OK, problem)
     if postgres.state == OK:
@@ -163,6 +164,11 @@ def _valkey() -> Part:
     finally:
         client.close()
     return Part("valkey", OK)
+
+
+def _disk() -> Part:
+    full = watermark.full_disks()
+    return Part("disk", LATE if full else OK, "; ".join(words for _, words in full))
 
 
 def _consumers(now_ns: int) -> Part:

@@ -17,6 +17,9 @@ CONSUMER_STALE: Final = "consumer_stale"
 SEQUENCER_STALE: Final = "sequencer_stale"
 PUBLISHER_BACKLOG: Final = "publisher_backlog"
 CANARY_LATE: Final = "canary_late"
+IMBALANCE: Final = "imbalance"
+CLOCK_STEP: Final = "clock_step"
+DISK_FULL: Final = "disk_full"
 
 INFO: Final = "info"
 WARNING: Final = "warning"
@@ -30,6 +33,9 @@ SEVERITIES: Final[dict[str, str]] = {
     SEQUENCER_STALE: CRITICAL,
     PUBLISHER_BACKLOG: CRITICAL,
     CANARY_LATE: CRITICAL,
+    IMBALANCE: CRITICAL,
+    CLOCK_STEP: CRITICAL,
+    DISK_FULL: CRITICAL,
 }
 
 LEASE_LIMIT_S: Final = 15.0  # a holder renews every second or with each batch; a standby takes over in five
@@ -88,6 +94,9 @@ class Facts:
     sequencer_age_s: float | None
     unpublished_age_s: float | None
     canary_age_s: float | None
+    imbalances: Sequence[tuple[str, str]] = ()  # partition, what does not add up
+    clock_steps: Sequence[tuple[str, str]] = ()  # topic, why it was paused
+    full_disks: Sequence[tuple[str, str]] = ()  # folder, how much is free
 
 
 def findings(facts: Facts) -> Iterator[Finding]:
@@ -108,6 +117,13 @@ def findings(facts: Facts) -> Iterator[Finding]:
                 partition.name,
                 f"no consumer holds this partition; messages waiting at the broker: {waiting}",
             )
+    for kind, found in (
+        (IMBALANCE, facts.imbalances),
+        (CLOCK_STEP, facts.clock_steps),
+        (DISK_FULL, facts.full_disks),
+    ):
+        for key, words in found:
+            yield Finding(kind, key, words)
     yield from _path_findings(facts)
 
 

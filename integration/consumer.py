@@ -9,6 +9,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,8 @@ from django.db import DataError, IntegrityError, connection
 from django.db import Error as DatabaseError
 
 from integration import lease as leases
-from integration import metrics, storage
+from integration import metrics, services, storage
+from integration.clock_watch import ClockWatch, mark_skew
 from integration.lease import HeldLease
 from integration.market import errors
 from integration.market.errors import FencedError, RetriableError
@@ -36,11 +38,11 @@ from integration.slices import SliceMap
 from integration.sources import TickSource
 from integration.storage import BatchFacts, Checkpoint, reach_nothing
 from integration.timeline import current_timeline
+from integration.watermark import Watermark, pause_words, watermark
 
 log = structlog.get_logger(__name__)
 
 SECOND_NS: Final = 1_000_000_000
-MAX_SKEW_NS: Final = 5 * SECOND_NS
 # A message published this long ago has surely been delivered to a consumer that found nothing waiting.
 _SETTLED_NS: Final = SECOND_NS // 2
 _CLOCK_STEP_NS: Final = 60 * SECOND_NS
@@ -89,6 +91,8 @@ class PartitionWorker:
     last_tick_ns: int = 0
     checked_at: float = 0.0
     is_paused: bool = False
+    disk: Watermark = field(default_factory=watermark)
+    clocks: ClockWatch = field(default_factory=ClockWatch)
     failed: bool = False
     reader: ReadAhead = field(init=False)
 
@@ -154,12 +158,20 @@ class PartitionWorker:
         if time.monotonic() - self.checked_at < _CHECK_EVERY_S:
             return
         self.checked_at = time.monotonic()
+        if self.clocks.look(self.now_ns(), time.monotonic_ns()):
+            log.warning("our clock was set", partition=self.partition)
+            mark_skew(
+                "our clock was set: bars are closed by messages alone until one shows that it agrees with the broker's"
+            )
         was_paused = self.is_paused
-        self.is_paused = Subscription.objects.filter(topic=self.topic, is_paused=True).exists()
+        # The disk first: a PostgreSQL without room may not answer.
+        self.is_paused = self._is_disk_full() or Subscription.objects.filter(topic=self.topic, is_paused=True).exists()
         if self.is_paused and not was_paused:
             self._give_back()
         if self.is_paused:
             return
+        if was_paused:
+            self.clocks.resumed()
         if self.owned is None and self._is_asked_to_release():
             # No message has come that would show whose partition this is: serve it unless another consumer does.
             lease = leases.acquire_if_stale(self.partition, self.holder, stale_after_s=_ABANDONED_S)
@@ -168,6 +180,31 @@ class PartitionWorker:
             leases.renew(self.owned.lease)
             self._release_requested()
             self._release_lanes()
+
+    def _is_disk_full(self) -> bool:
+        was_low = self.disk.is_low
+        short = self.disk.look()
+        if short and not was_low:
+            log.error(pause_words(*short[0]), partition=self.partition)
+        elif was_low and not short:
+            log.info("resumed: disk", partition=self.partition)
+        return bool(short)
+
+    def _watch_clocks(self, outcome: Outcome, request: Request) -> None:
+        """Pause the topic, with nothing of this batch stored, when a source's clock has been set; RetriableError then."""
+        future = Counter(item.rejection.source for item in outcome.refused if item.rejection.code == errors.FUTURE)
+        if request.is_release or not (future or self.clocks.recent):
+            return
+        ids, stored = np.unique(outcome.ticks.source_id, return_counts=True)
+        totals = future + Counter(
+            {request.reference.code_of(pk): n for pk, n in zip(ids.tolist(), stored.tolist(), strict=True)}
+        )
+        source = self.clocks.stepping({code: (total, future[code]) for code, total in totals.items()})
+        if source:
+            words = f"paused: clock, most events of {source} are from the future; nothing is lost, resume when it is decided"
+            services.pause_for(topic=self.topic, reason=words)
+            self.checked_at = 0.0
+            raise RetriableError(words, code="clock_step")
 
     def _is_asked_to_release(self) -> bool:
         requested = QuarantinedEvent.State.RELEASE_REQUESTED
@@ -282,8 +319,15 @@ class PartitionWorker:
             self.topic,
             messages,
             self.references.current(),
-            trust_time=messages[-1].ts_publish <= self.now_ns() + MAX_SKEW_NS,
+            trust_time=self._agrees(messages[-1].ts_publish),
         )
+
+    def _agrees(self, ts_publish: int) -> bool:
+        agrees = self.clocks.agrees(ts_publish, self.now_ns())
+        if not agrees:
+            ahead = (ts_publish - self.now_ns()) / SECOND_NS
+            mark_skew(f"the broker's clock is {ahead:.0f} s ahead of ours: time rules only flag")
+        return agrees
 
     def _store(
         self, messages: Sequence[Message], request: Request, slots: Slots, released: tuple[int, ...] = ()
@@ -297,6 +341,7 @@ class PartitionWorker:
             lambda wanted: storage.find_stored(owned.position.pk, request.reference, wanted),
             self._unroutable,
         )
+        self._watch_clocks(outcome, request)
         processed = time.perf_counter()
         facts = BatchFacts(
             batch_id=owned.next_batch_id,
@@ -369,6 +414,8 @@ class PartitionWorker:
 
     def _tick_clock(self) -> None:
         """When nothing waits: say so with an empty batch each time the clock passes a minute's end, so that bars can close."""
+        if self.clocks.in_doubt:
+            return
         owned = self._own()
         settled = self.now_ns() - _SETTLED_NS
         if self.last_tick_ns == 0:

@@ -185,6 +185,7 @@ def plan_jobs() -> None:
     """Write the rows of work that only time makes necessary: slices ahead, finished slices, retention."""
     now = timezone.now()
     enqueue(kind="make_slices", key="ahead")
+    enqueue(kind="reconcile", key="new batches")
     for table, start in _finished_slices(time.time_ns() - SLICE_SETTLED_S * NS):
         enqueue(kind="index_slice", key=f"{table}:{start}")
     day = f"{now:%Y-%m-%d}"
@@ -255,6 +256,16 @@ def _unlimited_statements() -> Iterator[None]:
     finally:
         if connection.connection is not None and not connection.connection.closed:
             _execute("RESET statement_timeout")
+
+
+@handles("reconcile")
+def reconcile(_key: str) -> None:
+    """Hold the batches since the last time against the tables; a difference opens an alert and stays until a person has looked."""
+    from integration import reconciliation  # it reads what `storage` wrote, which writes job rows
+
+    balance = reconciliation.reconcile(now_ns=time.time_ns())
+    if not balance.is_even:
+        log.error("does not add up", differences=balance.differences, more=balance.more)
 
 
 @handles("notify_quarantine")

@@ -210,6 +210,7 @@ class Subscription(models.Model):
         max_length=80, default="integration", help_text="Subscription name at the broker (type Failover)."
     )
     is_paused = models.BooleanField(default=False)
+    pause_reason = models.CharField(max_length=200, blank=True, help_text="Why the service itself has paused it.")
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -638,3 +639,42 @@ class LakeDay(models.Model):
 
     def __str__(self) -> str:
         return f"{self.table} {self.day} generation {self.generation}"
+
+
+class ChannelTally(models.Model):
+    """Events of a channel over all batches that were reconciled: what came, and what was decided about it."""
+
+    id = models.BigAutoField(primary_key=True)
+    position = models.ForeignKey(Position, on_delete=models.CASCADE, related_name="tallies")
+    source_id = models.IntegerField(help_text="0 with channel -2: known by bytes alone.")
+    channel = models.IntegerField()
+    session = models.BigIntegerField()
+    received = models.BigIntegerField(default=0)
+    released = models.BigIntegerField(default=0, help_text="Received again by an operator's or an alias's release.")
+    ticks = models.BigIntegerField(default=0)
+    others = models.BigIntegerField(
+        default=0, help_text="Status changes, delivered bars, quarantined and parked events."
+    )
+    repeats = models.BigIntegerField(default=0)
+    refused_claims = models.BigIntegerField(default=0, help_text="Went on under their bytes: conflicts, jumps.")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["position", "source_id", "channel", "session"], name="one_tally_a_channel")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.source_id}/{self.channel}/{self.session}"
+
+
+class Reconciliation(models.Model):
+    """How far a partition's batches were held against the tables, and the first difference that was found."""
+
+    position = models.OneToOneField(Position, primary_key=True, on_delete=models.CASCADE, related_name="reconciliation")
+    number = models.BigIntegerField(default=0)
+    batches_without_tally = models.BigIntegerField(default=0, help_text="Stored by a version that kept none.")
+    difference = models.CharField(max_length=400, blank=True)
+    checked_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"{self.position_id} #{self.number}"

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from integration.market import errors
 from integration.market.identity import JUMP, KNOWN, NEW, UNSURE, Identities, KnownIdentities
 from integration.market.reference import UNKNOWN_INSTRUMENT_ID, Reference
+from integration.market.tally import Tally
 from integration.market.ticks import (
     FLAG_HALTED,
     FLAG_OFF_SESSION,
@@ -124,6 +125,7 @@ class Outcome:
     screen_state: Any
     clock: int
     message_count: int
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(slots=True, frozen=True)
@@ -152,6 +154,7 @@ def process(
     """
     flow = _Flow(request, state, slots, slots.decode(request.messages))
     flow.bind_sources()
+    flow.account()
     flow.resolve_instruments()
     flow.identify(find_stored)
     flow.screen()
@@ -191,6 +194,7 @@ class _Flow:
         self.parked: list[Refused] = []
         self.duplicate_count = 0
         self.screen_state: Any = state.screen
+        self.tally = Tally()
 
     # -- sources ------------------------------------------------------------------------------------------------------
 
@@ -237,6 +241,16 @@ class _Flow:
             else f"may not publish on {self.request.topic}"
         )
         self._refuse_bytes(Rejection(message, fault, f"source {words}, was {code!r}", source=code))
+
+    def account(self) -> None:
+        """Count what came, before anything else is decided about it; a message that gave no event at all would be lost here."""
+        self.tally.receive(self._identities())
+        came = np.zeros(len(self.request.messages), np.bool_)
+        came[self.ticks.message] = True
+        came[[side.event.message for side in self.sides]] = True
+        came[[item.rejection.message for item in self.refused]] = True
+        if not came.all():
+            raise ValueError(f"the decoder gave no event for message {int(np.argmin(came))} of {len(came)}")
 
     # -- instruments --------------------------------------------------------------------------------------------------
 
@@ -331,6 +345,7 @@ class _Flow:
         gone[np.array([*repeats, *conflicts, *jumps], np.intp)] = True
         fresh = self._first_of_their_bytes(made, find_stored)
         self.duplicate_count += len(made) - len(fresh)
+        self.tally.leave(events, repeats, [*conflicts, *jumps], len(made) - len(fresh))
         self._drop(repeats, fresh, gone)
 
     def _judge(self, events: Identities, limits: dict[int, int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.intp]]:
@@ -493,7 +508,7 @@ class _Flow:
         published = self.request.messages[-1].ts_publish if self.request.messages else 0
         return Outcome(
             self.ticks, self.sides, self.refused, self.parked, self.duplicate_count, self._identities(), self.screen_state, published,
-            len(self.request.messages),
+            len(self.request.messages), self.tally,
         )  # fmt: skip
 
     def _keep(self, mask: npt.NDArray[np.bool_]) -> None:

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from django.db.models import Count, F, Min, Q, Sum
 from django.utils import timezone
 
-from integration import alerts, broker
+from integration import alerts, broker, clock_watch, watermark
 from integration.canary import canary_age
 from integration.models import (
     Alert,
@@ -25,6 +25,7 @@ from integration.models import (
     Position,
     QuarantinedEvent,
     Quote,
+    Reconciliation,
     Slice,
     Source,
     StoredTick,
@@ -220,20 +221,31 @@ def alert_facts(now_ns: int) -> alerts.Facts:
         sequencer_age_s=sequencer_age(now_ns),
         unpublished_age_s=unpublished(now_ns).oldest_age_s,
         canary_age_s=canary_age(now_ns),
+        imbalances=[
+            (kept.position.partition, kept.difference)
+            for kept in Reconciliation.objects.exclude(difference="").select_related("position")
+        ],
+        clock_steps=[
+            *((item.topic, item.pause_reason) for item in Subscription.objects.exclude(pause_reason="")),
+            *clock_watch.skews(),
+        ],
+        full_disks=watermark.full_disks(),
     )
 
 
 def partition_facts(now_ns: int) -> list[alerts.PartitionFact]:
     """Give each partition's lease with what waits for it; the broker is asked once a topic that has a lease not fresh."""
     subscriptions = {subscription.pk: subscription for subscription in Subscription.objects.all()}
-    facts = []
+    facts, is_disk_full = [], bool(watermark.full_disks())
     for flow in partition_flows(now_ns):
         subscription = subscriptions[flow.subscription_id]
         waiting: int | None = 0
         if flow.lease_age_s is None or flow.lease_age_s > alerts.LEASE_LIMIT_S:
             backlog = broker.backlog(subscription.topic, subscription.name)
             waiting = None if backlog is None else backlog.get(flow.partition, 0)
-        facts.append(alerts.PartitionFact(flow.partition, flow.lease_age_s, waiting, subscription.is_paused))
+        facts.append(
+            alerts.PartitionFact(flow.partition, flow.lease_age_s, waiting, subscription.is_paused or is_disk_full)
+        )
     return facts
 
 

@@ -47,12 +47,25 @@ def resume_subscription(*, subscription: Subscription, actor: AbstractBaseUser) 
 
 
 def _set_paused(subscription: Subscription, is_paused: bool, actor: AbstractBaseUser) -> bool:
-    changed = Subscription.objects.filter(pk=subscription.pk, is_paused=not is_paused).update(is_paused=is_paused)
+    changed = Subscription.objects.filter(pk=subscription.pk, is_paused=not is_paused).update(
+        is_paused=is_paused, pause_reason=""
+    )
     if not changed:
         return False
     _audit(actor, Subscription.objects.filter(pk=subscription.pk), "Paused." if is_paused else "Resumed.")
     log.info("subscription paused" if is_paused else "subscription resumed", topic=subscription.topic)
     return True
+
+
+@transaction.atomic
+def pause_for(*, topic: str, reason: str) -> bool:
+    """Pause a topic for a reason that the service itself has found; an operator resumes it. False when it was paused already."""
+    changed = Subscription.objects.filter(topic=topic, is_paused=False).update(
+        is_paused=True, pause_reason=reason[:200]
+    )
+    if changed:
+        log.error("subscription paused", topic=topic, reason=reason)
+    return bool(changed)
 
 
 @transaction.atomic

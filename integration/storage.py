@@ -19,6 +19,7 @@ from integration.lease import HeldLease
 from integration.market.errors import FencedError, RetriableError
 from integration.market.identity import Identities, KnownIdentities
 from integration.market.reference import Reference
+from integration.market.tally import TallyRow
 from integration.market.ticks import FLAG_TIME_UNVERIFIED, QUOTE, TRADE, DeliveredBar, StatusChange, Ticks
 from integration.models import Position, QuarantinedEvent, Subscription
 from integration.pipeline import Outcome, PartitionState, Refused, SideEvent, Slots, Stored, StoredBytes, StoredTick
@@ -43,12 +44,14 @@ class Extras(msgspec.Struct, forbid_unknown_fields=True):
     """What a batch row keeps beside its ticks, so that state and output can be folded again from it.
 
     `identities` are [source, channel, session, sequence, ts_event] of events without a tick row; `statuses`
-    [instrument, ts_event, status]; `bars` [instrument, source, timeframe, start, session_date, open, high, low, close, volume].
+    [instrument, ts_event, status]; `bars` [instrument, source, timeframe, start, session_date, open, high, low, close, volume];
+    `tally` [source, channel, session, received, repeats, claims refused], which `integration.reconciliation` holds against the tables.
     """
 
     identities: list[tuple[int, int, int, int, int]] = []
     statuses: list[tuple[int, int, str]] = []
     bars: list[tuple[int, int, str, int, int, int, int, int, int, int]] = []
+    tally: list[TallyRow] = []
 
 
 class _Snapshot(msgspec.Struct):
@@ -389,7 +392,7 @@ def _insert_sides(cursor: Any, sides: Sequence[SideEvent], batch_id: int) -> Non
 
 
 def _extras(outcome: Outcome) -> bytes:
-    extras = Extras()
+    extras = Extras(tally=outcome.tally.rows())
     for item in outcome.refused + outcome.parked:
         name = item.rejection
         extras.identities.append((item.source_id, name.channel, name.session, name.sequence, name.ts_event))
@@ -405,7 +408,7 @@ def _extras(outcome: Outcome) -> bytes:
             )  # fmt: skip
             ts = event.start
         extras.identities.append((side.source_id, event.channel, event.session, event.sequence, ts))
-    return msgspec.json.encode(extras) if extras.identities else b""
+    return msgspec.json.encode(extras) if extras.tally else b""
 
 
 # One statement, since each round trip would cost a small batch a tenth of its time. The batch row is only made by whoever moved the

@@ -498,33 +498,29 @@ class _SnapshotIdentities(msgspec.Struct):
     identities: bytes
 
 
-def _knows(position: Position, name: EventName, source_ids: list[int]) -> bool:
-    """Tell whether a partition remembers an identity: its snapshot, then the batches since."""
+def known_identities(position: Position) -> KnownIdentities:
+    """Give the identities that a partition knows: its snapshot, then the batches since."""
     known = KnownIdentities()
     if position.snapshot:
-        known = KnownIdentities.load(
-            msgspec.msgpack.decode(bytes(position.snapshot), type=_SnapshotIdentities).identities
-        )
-    asked = np.array([(pk, name.channel, name.session, name.sequence, 0) for pk in [0, *source_ids]], np.int64).T
-    if (known.judge(Identities(*asked), {})[0] == KNOWN).any():
-        return True
+        packed = msgspec.msgpack.decode(bytes(position.snapshot), type=_SnapshotIdentities)
+        known = KnownIdentities.load(packed.identities)
     with binary_cursor() as cursor:
         cursor.execute(
-            "SELECT payload, extras FROM integration_batch WHERE position_id = %s AND number > %s",
+            "SELECT payload, extras FROM integration_batch WHERE position_id = %s AND number > %s ORDER BY number",
             [position.pk, position.snapshot_number],
         )
-        return any(
-            _is_in(unpack_payload(payload), read_extras(extras).identities, name, source_ids)
-            for payload, extras in cursor
-        )
+        for payload, extras in cursor:
+            ticks, others = unpack_payload(payload), np.array(read_extras(extras).identities, np.int64).reshape(-1, 5)
+            known.adopt(Identities(ticks.source_id, ticks.channel, ticks.session, ticks.sequence, ticks.ts_event))
+            known.adopt(Identities(*(others[:, column] for column in range(5))))
+    return known
 
 
-def _is_in(ticks: Ticks, others: list[tuple[int, int, int, int, int]], name: EventName, source_ids: list[int]) -> bool:
-    mine = (ticks.sequence == name.sequence) & (ticks.channel == name.channel) & (ticks.session == name.session)
-    if bool((mine & np.isin(ticks.source_id, source_ids)).any()):
-        return True
-    wanted = (name.channel, name.session, name.sequence)
-    return any(other[1:4] == wanted and other[0] in (0, *source_ids) for other in others)
+def _knows(position: Position, name: EventName, source_ids: list[int]) -> bool:
+    # Bytes belong to no source.
+    asked = np.array([(pk, name.channel, name.session, name.sequence, 0) for pk in [0, *source_ids]], np.int64).T
+    verdicts, _ = known_identities(position).judge(Identities(*asked), {})
+    return bool((verdicts == KNOWN).any())
 
 
 def _note_what_is_not_kept(found: Trace) -> None:

@@ -67,7 +67,17 @@ def test_ready_when_every_part_is(client: Client, well: None) -> None:
     response = client.get("/readyz")
     assert (response.status_code, response.json()["status"]) == (200, "ready"), response.json()
     found = parts(response)
-    assert list(found) == ["postgres", "valkey", "pulsar", "consumers", "sequencer", "publisher", "canary", "jobs"]
+    assert list(found) == [
+        "postgres",
+        "valkey",
+        "disk",
+        "pulsar",
+        "consumers",
+        "sequencer",
+        "publisher",
+        "canary",
+        "jobs",
+    ]
     assert {part["state"] for part in found.values()} == {"ok"}
     assert response.headers["Cache-Control"].startswith("max-age=0")
 
