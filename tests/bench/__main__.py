@@ -15,7 +15,7 @@ from pathlib import Path
 from config.embedded import servers
 
 WAL_FILES = 48
-SUITES = ("ingest", "storing", "socket")
+SUITES = ("ingest", "storing", "socket", "soak")
 
 
 def main(suite: str) -> int:
@@ -38,11 +38,11 @@ def main(suite: str) -> int:
             import django
 
             django.setup()
-            from tests.bench import ingest
+            from tests.bench import ingest, soak
 
             age_log(folder)
 
-            figures = ingest.run(suite)
+            figures = soak.run() if suite == "soak" else ingest.run(suite)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(figures))
