@@ -391,6 +391,9 @@ class Bar(models.Model):
     is_partial = models.BooleanField(default=False)
     is_final = models.BooleanField(default=False)
     pub_seq = models.BigIntegerField(help_text="The batch that closed or revised it.")
+    ts_published = models.BigIntegerField(
+        default=0, db_default=0, help_text="The event's timestamp; 0: from before it was kept."
+    )
 
     class Meta:
         constraints = [
@@ -678,3 +681,47 @@ class Reconciliation(models.Model):
 
     def __str__(self) -> str:
         return f"{self.position_id} #{self.number}"
+
+
+class Amendment(models.Model):
+    """A correction or cancel, and the trade that it means once there is one. Written by the sequencer alone."""
+
+    class State(models.TextChoices):
+        WAITING = "waiting", "Waits for its trade"
+        APPLIED = "applied", "Applied"
+        INCOMPLETE = "incomplete", "Not applied: trades of its minute are missing"
+
+    id = models.BigAutoField(primary_key=True)
+    instrument_id = models.IntegerField()
+    source_id = models.IntegerField()
+    trade_id = models.BigIntegerField()
+    channel = models.IntegerField()
+    session = models.BigIntegerField()
+    sequence = models.BigIntegerField()
+    action = models.SmallIntegerField(help_text="1 correct, 2 cancel")
+    price = NanosField()
+    size = NanosField()
+    conditions = models.BigIntegerField()
+    ts_event = models.BigIntegerField(help_text="The amendment's own.")
+    pub_seq = models.BigIntegerField(help_text="The batch that brought it.")
+    row = models.IntegerField(help_text="Its place in that batch.")
+    state = models.CharField(max_length=10, choices=State)
+    bound_seq = models.BigIntegerField(default=0, help_text="The batch since which its trade is known.")
+    trade_ts = models.BigIntegerField(default=0)
+    trade_channel = models.IntegerField(default=0)
+    trade_session = models.BigIntegerField(default=0)
+    trade_sequence = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["source_id", "channel", "session", "sequence"], name="amendment_identity_once"
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["instrument_id", "trade_ts"], condition=Q(state="applied"), name="amendment_by_trade"),
+            models.Index(fields=["id"], condition=~Q(state="applied"), name="amendment_open"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_state_display()}: trade {self.trade_id} of {self.instrument_id}"

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
-from decimal import Decimal
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from django.db import connection
 from django.utils import timezone
@@ -12,10 +12,12 @@ from django.utils import timezone
 from integration import lease as leases
 from integration.bars import Bar, BarKey
 from integration.canary import canary_topic
+from integration.corrections import Amendment
 from integration.lease import HeldLease
 from integration.market.errors import FatalError, FencedError
 from integration.market.gaps import GapChanges
 from integration.models import Gap, OutgoingMessage, SequencerState
+from integration.records import BAR_COLUMNS, BAR_SQL, bar_of
 from integration.rows import unpack_payload
 from integration.sequencer import TICKS_TOPIC, CommittedBatch, Outgoing, Sequenced, tick_message, without_payload
 from integration.storage import binary_cursor, read_extras
@@ -77,13 +79,6 @@ def _committed(row: Sequence[Any]) -> CommittedBatch:
     )  # fmt: skip
 
 
-_BAR_COLUMNS: Final = (
-    "instrument_id", "source_id", "timeframe", "start", "end", "session_date", "open", "high", "low", "close", "volume", "turnover",
-    "trade_count", "first_ts", "last_ts", "revision", "reason", "is_partial", "is_final",
-)  # fmt: skip
-_BAR_TABLE_COLUMNS: Final = ", ".join(f'"{name}"' for name in _BAR_COLUMNS)
-
-
 def load_bars(keys: Sequence[BarKey]) -> list[Bar]:
     """Give the latest stored revision of each key that has one."""
     if not keys:
@@ -92,30 +87,13 @@ def load_bars(keys: Sequence[BarKey]) -> list[Bar]:
         cursor.execute(
             # only our own column names are put in
             f"""
-            SELECT DISTINCT ON (instrument_id, timeframe, source_id, start) {_BAR_TABLE_COLUMNS} FROM integration_bar
+            SELECT DISTINCT ON (instrument_id, timeframe, source_id, start) {BAR_SQL} FROM integration_bar
              WHERE (instrument_id, source_id, timeframe, start) IN (SELECT * FROM unnest(%s::int[], %s::int[], %s::text[], %s::bigint[]))
              ORDER BY instrument_id, timeframe, source_id, start, revision DESC
             """,  # noqa: S608
             [list(column) for column in zip(*keys, strict=True)],
         )
-        return [_bar(dict(zip(_BAR_COLUMNS, row, strict=True))) for row in cursor.fetchall()]
-
-
-def _scaled(value: Decimal, places: int) -> int:
-    """Give a decimal in units of 10^-places; by its digits, since Decimal's arithmetic rounds to 28 of them."""
-    sign, digits, exponent = value.as_tuple()
-    return int(Decimal((sign, digits, int(exponent) + places)))
-
-
-def _bar(row: dict[str, Any]) -> Bar:
-    return Bar(
-        **{
-            **row,
-            "session_date": (row["session_date"] - _EPOCH_DAY).days,
-            "volume": _scaled(row["volume"], 9),
-            "turnover": _scaled(row["turnover"], 18),
-        }
-    )
+        return [bar_of(row) for row in cursor.fetchall()]
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -128,6 +106,7 @@ def write_round(
     with binary_cursor() as cursor:
         _number_batches(cursor, done)
         _write_bars(cursor, done)
+        _write_amendments(cursor, done)
         _write_messages(cursor, done, topics, state.epoch)
         for sequenced in done:
             _write_gaps(sequenced.gaps)
@@ -158,14 +137,14 @@ def _number_batches(cursor: Any, done: Sequence[Sequenced]) -> None:
 
 
 def _write_bars(cursor: Any, done: Sequence[Sequenced]) -> None:
-    rows = [_bar_row(bar, item.pub_seq) for item in done for bar in (*item.bars, *item.held)]
+    rows = [_bar_row(bar, item) for item in done for bar in (*item.bars, *item.held)]
     if not rows:
         return
     cursor.executemany(
-        f"INSERT INTO integration_bar ({_BAR_TABLE_COLUMNS}, pub_seq) VALUES ({', '.join(['%s'] * (len(_BAR_COLUMNS) + 1))})"  # noqa: S608
+        f"INSERT INTO integration_bar ({BAR_SQL}, pub_seq, ts_published) VALUES ({', '.join(['%s'] * (len(BAR_COLUMNS) + 2))})"  # noqa: S608
         # A bar without a price yet is held as revision 0 and may be held again with more volume.
         " ON CONFLICT (instrument_id, timeframe, source_id, start, revision) DO UPDATE SET volume = excluded.volume,"
-        " turnover = excluded.turnover, trade_count = excluded.trade_count, pub_seq = excluded.pub_seq WHERE integration_bar.revision = 0",
+        " turnover = excluded.turnover, trade_count = excluded.trade_count, pub_seq = excluded.pub_seq, ts_published = excluded.ts_published WHERE integration_bar.revision = 0",
         rows,
     )
     if cursor.rowcount != len(rows):
@@ -174,14 +153,32 @@ def _write_bars(cursor: Any, done: Sequence[Sequenced]) -> None:
         )
 
 
-def _bar_row(bar: Bar, pub_seq: int) -> list[Any]:
-    values = {name: getattr(bar, name) for name in _BAR_COLUMNS}
+def _bar_row(bar: Bar, item: Sequenced) -> list[Any]:
+    values = {name: getattr(bar, name) for name in BAR_COLUMNS}
     values |= {
         "session_date": _EPOCH_DAY + timedelta(days=bar.session_date),
         "volume": bar.volume_decimal,
         "turnover": bar.turnover_decimal,
     }
-    return [*values.values(), pub_seq]
+    return [*values.values(), item.pub_seq, item.clock]
+
+
+# In the order of an Amendment's fields; the trade's source is the amendment's own.
+_AMENDMENT_COLUMNS: Final = (*Amendment.__struct_fields__[:-1], "trade_channel", "trade_session", "trade_sequence")
+
+
+def _write_amendments(cursor: Any, done: Sequence[Sequenced]) -> None:
+    rows = [(*msgspec.structs.astuple(one)[:-1], *one.trade[1:]) for item in done for one in item.amendments]
+    if rows:
+        cursor.executemany(
+            f"INSERT INTO integration_amendment ({', '.join(_AMENDMENT_COLUMNS)})"  # noqa: S608
+            f" VALUES ({', '.join(['%s'] * len(_AMENDMENT_COLUMNS))})"
+            # One that waited is written again when its trade has come.
+            " ON CONFLICT (source_id, channel, session, sequence) DO UPDATE SET state = excluded.state, bound_seq = excluded.bound_seq,"
+            " trade_ts = excluded.trade_ts, trade_channel = excluded.trade_channel, trade_session = excluded.trade_session,"
+            " trade_sequence = excluded.trade_sequence",
+            rows,
+        )
 
 
 def _write_messages(cursor: Any, done: Sequence[Sequenced], topics: dict[str, str], epoch: int) -> None:

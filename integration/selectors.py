@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 
+from django.db import connection
 from django.db.models import Count, F, Min, Q, Sum
 from django.utils import timezone
 
 from integration import alerts, broker, clock_watch, watermark
+from integration.bars import Bar as StoredBar
 from integration.canary import canary_age
 from integration.models import (
     Alert,
@@ -32,6 +34,7 @@ from integration.models import (
     Subscription,
     Trade,
 )
+from integration.records import BAR_SQL, bar_of
 
 State = QuarantinedEvent.State
 OPEN_STATES: Final = (State.QUARANTINED, State.PARKED, State.RELEASE_REQUESTED)
@@ -301,3 +304,25 @@ def waiting_count() -> int:
 
 def _age(moment: datetime | None, now_ns: int) -> float | None:
     return None if moment is None else (datetime.fromtimestamp(now_ns / 1e9, UTC) - moment).total_seconds()
+
+
+def bars_as(
+    instrument_id: int, source_id: int, timeframe: str, start: int, end: int, *, revision: str | int = "final"
+) -> list[StoredBar]:
+    """Give the bars that start in [start, end) (ns), in order, as they were `first` published, as they were known at a time, or `final`.
+
+    A time is ns UTC and is held against each revision's `timestamp` of `analysis_data_ready`. A bar that was withdrawn by then is left out, and so
+    is a later start of what was not published yet. `source_id` 0 is consolidated, negative delivered. ValueError for another word.
+    """
+    if isinstance(revision, str) and revision not in ("first", "final"):
+        raise ValueError(f"a revision is first, final or a time in ns, was {revision!r}")
+    known = "AND ts_published <= %s" if isinstance(revision, int) else ""
+    order = "ASC" if revision == "first" else "DESC"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {BAR_SQL} FROM (SELECT DISTINCT ON (start) * FROM integration_bar WHERE instrument_id = %s AND timeframe = %s"  # noqa: S608
+            f" AND source_id = %s AND start >= %s AND start < %s AND revision > 0 {known} ORDER BY start, revision {order}) bars"
+            " WHERE last_ts <> 0 ORDER BY start",
+            [instrument_id, timeframe, source_id, start, end, *([revision] if known else [])],
+        )
+        return [bar_of(row) for row in cursor.fetchall()]

@@ -18,11 +18,13 @@ from django.db import connection, transaction
 from integration import lease as leases
 from integration import metrics, outbox
 from integration.canary import mark_canary
+from integration.corrections import INCOMPLETE, Records
 from integration.lease import HeldLease
 from integration.market.errors import FencedError, RetriableError
 from integration.market.reference import Reference
 from integration.models import SequencerState
-from integration.sequencer import ECHO_TOPIC, Outgoing, Sequencer
+from integration.records import StoredRecords
+from integration.sequencer import ECHO_TOPIC, Outgoing, Sequenced, Sequencer
 from integration.storage import Checkpoint, reach_nothing
 from integration.timeline import current_timeline
 
@@ -75,6 +77,7 @@ class SequencerLoop:
     should_stop: Callable[[], bool]
     sleep: Callable[[float], Any] = time.sleep
     reached: Checkpoint = reach_nothing
+    records: Records = field(default_factory=StoredRecords)
     active: Active | None = None
     failures: int = 0
 
@@ -116,8 +119,8 @@ class SequencerLoop:
             return None
         state, _ = SequencerState.objects.get_or_create(pk=1)
         sequencer = Sequencer(
-            epoch=state.epoch, load=outbox.load_bars, reference=self.reference, grace_ns=self.grace_ns
-        )
+            epoch=state.epoch, load=outbox.load_bars, reference=self.reference, grace_ns=self.grace_ns, records=self.records
+        )  # fmt: skip
         if state.checkpoint:
             sequencer.restore(bytes(state.checkpoint))
         for batch in outbox.numbered_batches(state.checkpoint_pub_seq):
@@ -142,6 +145,8 @@ class SequencerLoop:
         try:
             with transaction.atomic():
                 done = [active.sequencer.fold(batch) for batch in batches]
+                # Amended bars are made from stored ones, which will be others by the next start: it must find the state behind them.
+                checkpoint_due |= any(item.amendments for item in done)
                 checkpoint = active.sequencer.snapshot() if checkpoint_due else b""
                 outbox.write_round(done, active.state, self.topics, active.lease, checkpoint)
                 self.reached("before_sequencer_commit")
@@ -155,6 +160,7 @@ class SequencerLoop:
         active.unsent += [message for item in done for message in item.messages]
         self.reached("after_sequencer_commit")
         ticks, bars = sum(item.tick_count for item in done), sum(len(item.bars) for item in done)
+        _tell_amendments(done)
         metrics.record_sequenced(len(done), ticks, bars, time.perf_counter() - started)
         return True
 
@@ -207,6 +213,14 @@ def _renew(active: Active) -> None:
     if time.monotonic() - active.renewed_at > RENEW_EVERY_S:
         leases.renew(active.lease)
         active.renewed_at = time.monotonic()
+
+
+def _tell_amendments(done: Sequence[Sequenced]) -> None:
+    for one in (one for item in done for one in item.amendments if one.state == INCOMPLETE):
+        log.error(
+            "a correction could not be applied: not all trades of its minute are at hand",
+            instrument_id=one.instrument_id, trade_id=one.trade_id, trade_ts=one.trade_ts,
+        )  # fmt: skip
 
 
 def _wait_for_batches() -> None:
