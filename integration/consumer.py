@@ -172,7 +172,7 @@ class PartitionWorker:
             return
         if was_paused:
             self.clocks.resumed()
-        if self.owned is None and self._is_asked_to_release():
+        if self.owned is None and (self._is_asked_to_release() or self._is_on_another_history()):
             # No message has come that would show whose partition this is: serve it unless another consumer does.
             lease = leases.acquire_if_stale(self.partition, self.holder, stale_after_s=_ABANDONED_S)
             self.owned = self._taken(lease) if lease else None
@@ -205,6 +205,12 @@ class PartitionWorker:
             services.pause_for(topic=self.topic, reason=words)
             self.checked_at = 0.0
             raise RetriableError(words, code="clock_step")
+
+    def _is_on_another_history(self) -> bool:
+        """Whether a quiet partition must be read again: no new message would come to say so."""
+        known = Position.objects.filter(partition=self.partition).exclude(timeline="")
+        timeline = known.values_list("timeline", flat=True).first()
+        return timeline is not None and timeline != current_timeline()
 
     def _is_asked_to_release(self) -> bool:
         requested = QuarantinedEvent.State.RELEASE_REQUESTED
