@@ -10,7 +10,7 @@ from integration.market.errors import RetriableError
 from integration.market.ticks import Message
 
 _OPERATION_TIMEOUT_S: Final = 5
-_RECEIVER_QUEUE: Final = 5_000
+_RECEIVER_QUEUE: Final = 1_000
 # Memory of one batch stays bounded whatever the size of the messages.
 BATCH_BYTES: Final = 16 * 1024 * 1024
 _MILLISECOND_NS: Final = 1_000_000

@@ -174,7 +174,8 @@ def figures(watches: list[Watch], sent: int, connections: list[int]) -> dict[str
     found = sum(batch.num_rows for batch in history.stream_ticks("trade", None, 0, 2**62, ["sequence"]))
     in_lake = int(LakeDay.objects.aggregate(total=Sum("row_count"))["total"] or 0)
     result = {
-        "minutes": MINUTES, "sent": float(sent), "balance": float(sent - found - QuarantinedEvent.objects.count()),
+        "minutes": MINUTES, "sent": float(sent), "balance": float(sent - found),
+        "quarantined": float(QuarantinedEvent.objects.count()),
         "in_lake": float(in_lake), "connections_first": float(np.median(connections[:12] or [0])),
         "connections_last": float(np.median(connections[-12:] or [0])),
     }  # fmt: skip
