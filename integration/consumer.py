@@ -20,6 +20,7 @@ import numpy as np
 import structlog
 from django.db import DataError, IntegrityError, connection
 from django.db import Error as DatabaseError
+from psycopg.errors import CheckViolation
 
 from integration import lease as leases
 from integration import metrics, services, storage
@@ -514,8 +515,14 @@ class PartitionWorker:
 def _is_not_of_the_data(problem: Exception) -> bool:
     """Whether to back off and try the same again: no event is to blame. A value that PostgreSQL refuses is the event's."""
     if isinstance(problem, (DataError, IntegrityError)):
-        return False
+        return _is_of_a_slice(problem)
     return isinstance(problem, (RetriableError, FencedError, DatabaseError))
+
+
+def _is_of_a_slice(problem: Exception) -> bool:
+    """Whether a tick found no slice: an archived day's was dropped behind our map of slices, which the next try makes anew."""
+    cause = problem.__cause__
+    return isinstance(cause, CheckViolation) and cause.diag.table_name in ("integration_trade", "integration_quote")
 
 
 def _runs(count: int, bad: set[int]) -> list[list[int]]:

@@ -15,6 +15,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from integration import jobs
+from integration.history import archived_ticks
 from integration.lease import HeldLease
 from integration.market.errors import FencedError, RetriableError
 from integration.market.identity import Identities, KnownIdentities
@@ -152,6 +153,8 @@ def find_stored(position_id: int, reference: Reference, wanted: Identities) -> l
     )
     for low, high in _clusters(sorted(ts for ts in wanted.ts_event.tolist() if ts > 0)):
         found.update(_stored_ticks(keys, low, high))
+        if missing := [key for key in keys if key not in found]:
+            found.update((key, StoredTick(content)) for key, content in archived_ticks(missing, low, high).items())
     left = [key for key in keys if key not in found]
     if left:
         found.update(_quarantined(position_id, reference, left))
