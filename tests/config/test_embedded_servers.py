@@ -240,3 +240,13 @@ def test_ended_process_has_no_start_time() -> None:
     process.wait()
     assert keeper.start_time(process.pid) == 0
     assert keeper.start_time(os.getpid()) > 0
+
+
+def test_data_of_another_major_version_are_refused_with_what_to_do(var: Path) -> None:
+    cluster = postgres.Postgres(VarFolder(var)).cluster()
+    cluster.mkdir(parents=True)
+    (cluster / "PG_VERSION").write_text("16\n")
+    words = r"PostgreSQL 16, this is 1\d.*manage.py backup.*restore DIR --replace"
+    with pytest.raises(EmbeddedServerError, match=words), servers(var, {"postgres"}):
+        raise AssertionError
+    assert [path.name for path in cluster.iterdir()] == ["PG_VERSION"]  # nothing was touched
