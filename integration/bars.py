@@ -297,8 +297,13 @@ class BarBuilder:
         late, out = self._take(ticks, before, index)
         bars = self._revised(late) + self._bars(out) + self._bars(self._closed(index))
         self._unsaved.update((bar.key, bar) for bar in bars)
-        bars = [replace(bar, is_final=self._is_over(key, day_end)) for key, day_end, bar in told] + bars
-        bars.sort(key=_order)
+        again = {bar.key for bar in bars}  # a bar that is held is held, or told, as it is after the whole batch
+        bars += [
+            replace(bar, is_final=self._is_over(key, day_end))
+            for key, day_end, bar in told
+            if bar.is_published or bar.key not in again
+        ]
+        bars.sort(key=lambda bar: (*_order(bar), bar.revision))
         self._torn = False
         held = [bar for bar in bars if not bar.is_published]
         return Folded([bar for bar in bars if bar.is_published], held, incomplete)

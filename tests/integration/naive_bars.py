@@ -159,6 +159,9 @@ class Naive:
         for key, bar in self.intervals.items():
             if not bar.closed:
                 out += self.due(key, bar)
+        # Of a bar that is held and of which more is said in the same batch, the last word counts.
+        last = {bar.key: at for at, bar in enumerate(out)}
+        out = [bar for at, bar in enumerate(out) if bar.revision or last[bar.key] == at]
         # A late bar is final by what is known at the end of the batch.
         return sorted(
             (self.finished(bar) for bar in out),

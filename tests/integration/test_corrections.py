@@ -466,6 +466,40 @@ def test_a_day_that_is_out_is_corrected_at_once() -> None:
     assert last == replace(bar, revision=3, is_final=True)
 
 
+@pytest.mark.parametrize(("ts", "conditions"), [(TS, ODD_LOT), (CLOSE + 1, EXTENDED)])
+def test_a_day_that_gets_its_first_price_by_a_correction_comes_out_at_once(ts: int, conditions: int) -> None:
+    run = listening()
+    run.fold([Row(ts, 20, trade_id=1, instrument_id=NEW_YORK, conditions=conditions)], CLOSE + HOUR)
+    (bar,) = run.shown([correct(1, ts, price=21, instrument_id=NEW_YORK)], CLOSE + HOUR, timeframe="1d")
+    assert (bar.revision, bar.reason, bar.close) == (1, "first", 21)
+
+
+def test_a_correction_of_the_day_tells_its_volume_after_hours_too() -> None:
+    run = listening()
+    run.fold([Row(TS, 20, trade_id=1, instrument_id=NEW_YORK)], CLOSE + GRACE)
+    run.fold([Row(CLOSE + 1, 20, 4, instrument_id=NEW_YORK, conditions=EXTENDED)], CLOSE + HOUR)
+    (bar,) = run.shown([correct(1, price=21, instrument_id=NEW_YORK)], CLOSE + HOUR, timeframe="1d")
+    assert (bar.reason, bar.volume) == ("correction", 5)
+    (last,) = run.shown([], CLOSE + DAY, timeframe="1d")
+    assert last == replace(bar, revision=3, is_final=True)
+
+
+def test_a_longer_bar_with_a_cancel_in_any_minute_says_cancel() -> None:
+    run = listening()
+    run.fold([Row(TS + at * MINUTE, 5, trade_id=at + 1) for at in range(3)], TS + HOUR)
+    (five,) = run.shown([cancel(1), correct(2, price=6), correct(3, price=7)], TS + HOUR, timeframe="5m")
+    assert (five.reason, five.open, five.trade_count) == ("cancel", 6, 2)
+    assert {run.bar(TS + at * MINUTE).reason for at in (1, 2)} == {"correction"}
+
+
+def test_an_amendment_does_not_make_a_bar_partial() -> None:
+    run = listening()
+    run.fold([], TS + 30 * SECOND, partition=9)
+    run.fold([Row(TS, 5, trade_id=1), Row(TS + 1, 5)], TS + HOUR)
+    run.fold([Row(TS + 2 * HOUR, 5)], TS + 2 * HOUR, partition=9)  # which we joined in the middle of that minute
+    assert [bar.is_partial for bar in run.shown([cancel(1)], TS + 2 * HOUR, partition=7)] == [False]
+
+
 # --- which trade is meant
 
 
