@@ -357,6 +357,9 @@ def _take_over_once(row: LakeDay, before: LakeDay | None, pieces: Sequence[Piece
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", [_LOCK_SPACE, _lock_number(row.table, row.day)])
         if not cursor.fetchone()[0]:
             raise RetriableError(f"another run has {row.table} of {row.day}", code="day_held")
+        generation = LakeDay.objects.filter(table=row.table, day=row.day).values_list("generation", flat=True).first()
+        if generation != (before.generation if before else None):
+            raise RetriableError(f"{row.table} of {row.day} was archived by another run", code="day_held")
         # Waits for writers that are in the middle of a transaction, and keeps new ones out; readers go on.
         _lock(cursor, names, "SHARE ROW EXCLUSIVE")
         for name, count in zip(names, counts, strict=True):
@@ -414,8 +417,7 @@ def _set_manifest(row: LakeDay, before: LakeDay | None) -> None:
     if before is None:
         LakeDay.objects.create(table=row.table, day=row.day, **values)
         return
-    if LakeDay.objects.filter(pk=before.pk, generation=before.generation).update(**values) != 1:
-        raise RetriableError(f"{row.table} of {row.day} was archived by another run", code="day_held")
+    LakeDay.objects.filter(pk=before.pk).update(**values)
 
 
 # -- empty slices -----------------------------------------------------------------------------------------------------

@@ -7,22 +7,21 @@ guesses. Handlers are idempotent: any of them may run twice. Needs session pooli
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
-from typing import Any, Final
+from datetime import date, timedelta
+from typing import Final
 
 import numpy as np
 import structlog
-from django.conf import settings
 from django.db import Error as DatabaseError
-from django.db import IntegrityError, connection, models, transaction
-from django.db.models import F, QuerySet
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
-from integration import alerts, services
+from integration import alerts, archive, services
 from integration.display import counted
 from integration.market.errors import FatalError, SkippableError
 from integration.metrics import record_job
-from integration.models import Alert, Batch, Job, OutgoingMessage, QuarantinedEvent, SequencerState, Slice
+from integration.models import Job, QuarantinedEvent, Slice
+from integration.retention import run as delete_old
 from integration.slices import NS, WIDTHS_NS, SliceMap
 
 log = structlog.get_logger(__name__)
@@ -31,8 +30,6 @@ Handler = Callable[[str], None]
 MAX_ATTEMPTS: Final = 8  # with the back-off below: about 35 minutes
 _LOCK_SPACE: Final = 0x4D4A  # "MJ"; the first half of the advisory lock's two numbers
 _BACK_OFF_S: Final = (5, 10, 20, 60, 120, 300, 600, 900)
-_CHUNK: Final = 500  # rows a retention statement deletes, so that none holds locks for long
-_CHUNKS_PER_RUN: Final = 200
 # Slices are made this far ahead, once a minute; not further, since their width follows the rate of the last minutes.
 SLICE_HORIZON_S: Final = 300
 SLICE_SETTLED_S: Final = 15 * 60  # a slice is finished when its end lies this far back: late ticks are rare then
@@ -189,8 +186,9 @@ def plan_jobs() -> None:
     for table, start in _finished_slices(time.time_ns() - SLICE_SETTLED_S * NS):
         enqueue(kind="index_slice", key=f"{table}:{start}")
     day = f"{now:%Y-%m-%d}"
-    if not Job.objects.filter(kind="retention", key=day).exists():
-        enqueue(kind="retention", key=day)
+    for kind in ("plan_archive", "retention"):
+        if not Job.objects.filter(kind=kind, key=day).exists():
+            enqueue(kind=kind, key=day)
 
 
 def _finished_slices(before_ns: int) -> list[tuple[str, int]]:
@@ -289,56 +287,21 @@ def notify_quarantine(code: str) -> None:
 
 @handles("retention")
 def retention(_key: str) -> None:
-    """Delete what is older than the settings allow, in small pieces; nothing that is still needed or waits goes."""
-    now, days = timezone.now(), settings.MDI
-    for keep, rows in (
-        (days.retention_outgoing_days, _old_messages),
-        (days.retention_batch_days, _old_batches),
-        (days.retention_quarantine_days, _old_quarantine),
-        (days.retention_job_days, _old_jobs),
-        (days.retention_job_days, _old_alerts),
-    ):
-        if keep:
-            deleted = _delete_in_pieces(rows, now - timedelta(days=keep))
-            log.info("retention", rows=rows.__name__.removeprefix("_old_"), deleted=deleted, older_than_days=keep)
+    """Delete what is older than the settings allow; nothing that is still needed or waits goes."""
+    delete_old()
 
 
-def _delete_in_pieces(rows: Callable[[datetime], QuerySet[Any]], before: datetime) -> int:
-    total = 0
-    for _ in range(_CHUNKS_PER_RUN):
-        ids = list(rows(before).order_by("pk").values_list("pk", flat=True)[:_CHUNK])
-        if not ids:
-            break
-        rows(before).filter(pk__in=ids).delete()
-        total += len(ids)
-    return total
+@handles("plan_archive")
+def plan_archive(_key: str) -> None:
+    """Ask for the move of every closed day that has ticks in PostgreSQL."""
+    for table, day in archive.closed_days(time.time_ns()):
+        enqueue(kind="archive_day", key=f"{table}:{day}")
 
 
-def _old_messages(before: datetime) -> QuerySet[OutgoingMessage]:
-    return OutgoingMessage.objects.filter(sent_at__lt=before)
-
-
-def _old_batches(before: datetime) -> QuerySet[Batch]:
-    """Batches that no start needs: numbered, below the sequencer's checkpoint, in their partition's snapshot, all messages sent."""
-    state = SequencerState.objects.filter(pk=1).values("checkpoint_pub_seq")[:1]
-    floor = OutgoingMessage.objects.filter(sent_at=None).order_by("pub_seq").values_list("pub_seq", flat=True).first()
-    old = Batch.objects.filter(
-        pub_seq__isnull=False,
-        pub_seq__lt=models.Subquery(state),
-        number__lt=F("position__snapshot_number"),
-        ts_processed__lt=int(before.timestamp() * 1e9),
-    )
-    return old if floor is None else old.filter(pub_seq__lt=floor)
-
-
-def _old_quarantine(before: datetime) -> QuerySet[QuarantinedEvent]:
-    settled = (QuarantinedEvent.State.RELEASED, QuarantinedEvent.State.CONFIRMED_BAD)
-    return QuarantinedEvent.objects.filter(state__in=settled, updated_at__lt=before)
-
-
-def _old_jobs(before: datetime) -> QuerySet[Job]:
-    return Job.objects.filter(state=Job.State.DONE, finished_at__lt=before)
-
-
-def _old_alerts(before: datetime) -> QuerySet[Alert]:
-    return Alert.objects.filter(closed_at__lt=before)
+@handles("archive_day")
+def archive_day(key: str) -> None:
+    """Move a closed day to the lake; `key` is TABLE:DAY."""
+    table, _, day = key.partition(":")
+    if table not in TABLES:
+        raise SkippableError(f"no table of ticks, was {table!r}", code="job_key")
+    archive.archive_day(table, date.fromisoformat(day))

@@ -525,3 +525,45 @@ def _cut(found: pa.Table, instrument_id: int | None, times: tuple[int, int] | No
         return found.filter(pa.array((ts >= times[0]) & (ts < times[1])))
     low, high = np.searchsorted(ts, times)
     return found.slice(low, high - low)
+
+
+# -- other rows, and what may go --------------------------------------------------------------------------------------
+
+
+def append_once(table: str, rows: pa.Table) -> None:
+    """Append rows that have an `id` and a `month`, but none whose id the table holds already."""
+    from deltalake import write_deltalake
+
+    delta = open_or_create(table, rows.schema, "month")
+    ids = rows["id"].to_numpy()
+    known = delta.to_pyarrow_table(columns=["id"], filters=[("id", ">=", int(ids.min())), ("id", "<=", int(ids.max()))])
+    fresh = rows.filter(pa.array(~np.isin(ids, known["id"].to_numpy())))
+    if fresh.num_rows:
+        before = int(delta.version())
+        write_deltalake(delta, fresh, mode="append")
+        paths = pa.table(delta.get_add_actions(flatten=True))["path"].to_pylist()
+        _flush(table, [*paths, f"_delta_log/{max(before + 1, int(delta.version())):020}.json"])
+
+
+def delete_before(table: str, day: date) -> None:
+    """Delete all days before one, and the files that nobody has needed for a week."""
+    delta = open_table(table)
+    if delta is None:
+        return
+    delta.delete(f"day < '{day}'")
+    remove_unused_files(table)
+    forget_versions()
+
+
+def remove_unused_files(table: str) -> int:
+    """Remove files that no version of the last week needs, crashes' leftovers too; give how many. A manifest's version keeps its own."""
+    delta = open_table(table)
+    if delta is None:
+        return 0
+    named = list(LakeDay.objects.filter(table=table).values_list("delta_version", "day", "generation"))
+    pinned = [
+        number
+        for number, day, generation in named
+        if delta.transaction_version(transaction_of(table, day)) != generation
+    ]
+    return len(delta.vacuum(retention_hours=KEPT_HOURS, dry_run=False, full=True, keep_versions=pinned or None))

@@ -268,9 +268,9 @@ def test_planning_twice_plans_once() -> None:
     for _ in range(2):
         jobs.plan_jobs()
     planned = Counter(Job.objects.values_list("kind", flat=True))
-    assert planned == Counter(make_slices=1, index_slice=1, reconcile=1, retention=1)
+    assert planned == Counter(make_slices=1, index_slice=1, reconcile=1, plan_archive=1, retention=1)
     # A finished retention of today is not asked for again, nor is a slice whose index failed for good.
-    Job.objects.filter(kind="retention").update(state=Job.State.DONE)
+    Job.objects.filter(kind__in=("retention", "plan_archive")).update(state=Job.State.DONE)
     Job.objects.filter(kind="index_slice").update(state=Job.State.FAILED)
     jobs.plan_jobs()
     assert Counter(Job.objects.values_list("kind", flat=True)) == planned
