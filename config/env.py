@@ -102,6 +102,7 @@ class Environment:
     lake_url: str = setting("", "Where the lake of closed days is: a folder's absolute path, or an object store's address (s3://bucket/prefix; its credentials from the store's own variables).", shown="`lake` in the data folder")
     retention_lake_days: int = setting(0, "Keep days in the lake this many days; 0 for ever.", between(0, 36_500))
     disk_free_mb: int = setting(1_024, "Consumption pauses while the disk of var/ or of PostgreSQL's data has fewer free megabytes; 0 never.", between(0, 100_000_000))
+    record_dir: str = setting("", "Folder for a log of every message with what decided its batch, for `replay_hash`; it grows without end; empty records nothing.")
     retention_batch_days: int = setting(7, "Keep the payloads of numbered and published batches this many days; 0 for ever.", between(0, 36_500))
     retention_outgoing_days: int = setting(3, "Keep sent messages this many days; 0 for ever.", between(0, 36_500))
     retention_quarantine_days: int = setting(365, "Keep released and confirmed-bad events this many days; waiting ones are always kept; 0 for ever.", between(0, 36_500))

@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import structlog
+from django.conf import settings
 from django.db import DataError, IntegrityError, connection
 from django.db import Error as DatabaseError
 from psycopg.errors import CheckViolation
@@ -34,6 +36,7 @@ from integration.pipeline import Outcome, PartitionState, Request, Slots, adopt,
 from integration.poison import InFlight, find_poison
 from integration.read_ahead import Chunk, ReadAhead, count_messages
 from integration.reasons import NOT_RELEASABLE
+from integration.recording import Recorder
 from integration.reference import ReferenceCache
 from integration.slices import SliceMap
 from integration.sources import TickSource
@@ -94,6 +97,9 @@ class PartitionWorker:
     is_paused: bool = False
     disk: Watermark = field(default_factory=watermark)
     clocks: ClockWatch = field(default_factory=ClockWatch)
+    record_folder: Path | None = field(
+        default_factory=lambda: Path(settings.MDI.record_dir) if settings.MDI.record_dir else None
+    )
     failed: bool = False
     reader: ReadAhead = field(init=False)
 
@@ -361,6 +367,7 @@ class PartitionWorker:
             last_message_id=b"" if released else next((m.message_id for m in reversed(messages) if m.message_id), b""),
             released=released,
         )
+        Recorder(self.record_folder, self.partition).write(facts.number, request, owned.state.lanes, outcome)
         self._commit(outcome, facts)
         if len(outcome.ticks):
             self.last_tick_ns = self.now_ns()

@@ -96,8 +96,8 @@ def _of_tables(query: Query, batch_id: int) -> Ticks:
     where, values = _where(query)
     # Only our own words are put in.
     parts = [
-        f"SELECT {own}, (flags & 12) >> 2, instrument_id, source_id, channel, session, sequence, ts_event, ts_publish, conditions, flags,"
-        f" session_date - DATE '1970-01-01' FROM integration_{table} WHERE {where} AND batch_id = %s"  # noqa: S608
+        f"SELECT {own}, (flags & 12) >> 2, instrument_id, source_id, channel, session, sequence, ts_event, ts_publish, conditions, flags,"  # noqa: S608
+        f" session_date - DATE '1970-01-01' FROM integration_{table} WHERE {where} AND batch_id = %s"
         for table, own in _TABLES.items()
     ]
     with connection.cursor() as cursor:

@@ -394,7 +394,8 @@ def _insert_sides(cursor: Any, sides: Sequence[SideEvent], batch_id: int) -> Non
             )
 
 
-def _extras(outcome: Outcome) -> bytes:
+def pack_extras(outcome: Outcome) -> bytes:
+    """Write what a batch row keeps beside its ticks; nothing came: no bytes."""
     extras = Extras(tally=outcome.tally.rows())
     for item in outcome.refused + outcome.parked:
         name = item.rejection
@@ -442,7 +443,7 @@ def _finish(outcome: Outcome, facts: BatchFacts, payload: bytes, snapshot: bytes
         "is_release": bool(facts.released), "ts_received": facts.ts_received, "ts_processed": ts_processed,
         "reference_version": facts.reference.version, "messages": outcome.message_count, "rejected": len(outcome.refused),
         "parked": len(outcome.parked), "duplicates": outcome.duplicate_count, "message_id": facts.last_message_id,
-        "payload": payload, "extras": _extras(outcome), "lease": facts.lease.name,
+        "payload": payload, "extras": pack_extras(outcome), "lease": facts.lease.name,
     }  # fmt: skip
     with binary_cursor() as cursor:
         cursor.execute(_FINISH, values, prepare=True)
