@@ -4,6 +4,8 @@ VAR_DIR ?= $(CURDIR)/var
 DEMO ?= 1
 SUITE ?= ingest
 WORKERS ?= 2
+KILLS ?= 500
+EVENTS ?= 1000000
 ARGS ?=
 # Names of mutants: what is pure in integration. Of one module every fifth: MUTANTS="integration.bars.*[05]".
 MUTANTS ?= integration.market.* integration.slices.x_plan* integration.slices.x_width_for* integration.slices.*uncovered* \
@@ -70,8 +72,8 @@ lint: $(STAMP) ## Check import floors, style, types, Django and migrations
 bench: $(STAMP) ## Measure (SUITE=ingest, ...); the last line is JSON
 	@exec $(BIN)/python -m tests.bench $(SUITE)
 
-faults: $(STAMP) ## Kill the processes 100 times over 200,000 events (ARGS); the last line is JSON
-	@exec $(BIN)/python -m tests.faults $(ARGS)
+faults: $(STAMP) ## Explore all schedules of small cases, then kill the processes KILLS times over EVENTS; the last line is JSON
+	@exec $(BIN)/python -m tests.faults --kills $(KILLS) --events $(EVENTS) $(ARGS)
 
 # In a copy of the tree: others go on working in this one. mutmut leaves decorated functions alone; uncompiled, `@compiled` does nothing.
 mutation: $(STAMP) ## Change the pure modules and see whether a test notices (MUTANTS; docs/mutation.md)

@@ -1,5 +1,6 @@
 """Compares what was sent with what is stored and what was published: nothing lost, nothing twice, no hole, bars right."""
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,12 +10,14 @@ import numpy as np
 import pulsar
 from django.db import connection
 
+from integration import reconciliation
 from integration.market.events import decode_bar, decode_numbered_ticks
 from integration.market.ticks import NO_VOLUME_CONDITIONS, OFF_MARKET_CONDITIONS
 from integration.models import Batch, Position
 from tests.faults.stream import Row
 
 MINUTE_NS = 60_000_000_000
+HOUR_NS = 60 * MINUTE_NS
 
 
 @dataclass
@@ -62,6 +65,19 @@ def compare_stored(account: Account, sent: dict[tuple[int, int], Row], instrumen
     account.repeated += sum(count - 1 for count in stored.values())
     if quarantine := rows("SELECT code, count(*) FROM integration_quarantinedevent GROUP BY code"):
         account.wrong.append(f"quarantined though all events were good: {quarantine}")
+
+
+def compare_balance(account: Account, sent: Iterable[tuple[int, int]]) -> None:
+    """Check by source and channel: what was sent is what is stored, and what each batch received is what was decided about it."""
+    wanted = Counter(channel for channel, _ in sent)
+    stored = Counter(dict(rows("SELECT channel, count(*) FROM integration_trade GROUP BY channel")))
+    if wanted != stored:
+        account.wrong.append(f"by channel {dict(wanted)} were sent and {dict(stored)} are stored")
+    balance = reconciliation.reconcile(now_ns=time.time_ns() + HOUR_NS, again=True, seconds=600)
+    account.wrong += balance.differences
+    ((batches,),) = rows("SELECT count(*) FROM integration_batch")
+    if balance.batches != batches:
+        account.wrong.append(f"{balance.batches} of {batches} batches were held against the tables")
 
 
 def compare_books(account: Account) -> None:

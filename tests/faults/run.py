@@ -19,9 +19,11 @@ from typing import Any
 import django
 
 POINTS = {
-    "consume_ticks": ("after_receive", "before_copy", "mid_copy", "before_commit", "after_commit", "after_acknowledge"),
-    "sequence_ticks": ("before_numbering", "before_sequencer_commit", "after_sequencer_commit", "after_publish"),
-}
+    "consume_ticks": (
+        "after_receive", "before_copy", "mid_copy", "before_commit", "reading_ahead", "after_commit", "before_acknowledge", "after_acknowledge",
+    ),
+    "sequence_ticks": ("before_numbering", "before_sequencer_commit", "after_sequencer_commit", "mid_publish", "after_publish"),
+}  # fmt: skip
 
 
 STARTED = "STARTED_FILE"
@@ -54,6 +56,11 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def freeze() -> None:
+    """Stand still, as a paused machine does, until somebody says SIGCONT."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def fail() -> None:
     """Raise what a database that goes away raises."""
     from django.db import OperationalError
@@ -63,11 +70,27 @@ def fail() -> None:
 
 def arm(trigger: Trigger) -> None:
     """Put the trigger into the `reached` slot of every loop that is made from now on."""
+    from distribution.publishers import PulsarPublisher
     from integration.consumer import PartitionWorker
+    from integration.read_ahead import ReadAhead
     from integration.sequencing import SequencerLoop
 
     for loop in (PartitionWorker, SequencerLoop):
         _wrap_init(loop, trigger)
+    # Points inside what the loops call: COMMIT is sent and its answer not read, rows are stored and not acknowledged, a round is half sent.
+    _announce(ReadAhead, "read_more", "reading_ahead", trigger)
+    _announce(ReadAhead, "acknowledge", "before_acknowledge", trigger)
+    _announce(PulsarPublisher, "_producer", "mid_publish", trigger)
+
+
+def _announce(owner: Any, name: str, point: str, trigger: Trigger) -> None:
+    act = getattr(owner, name)
+
+    def announced(self: Any, *args: Any, **options: Any) -> Any:
+        trigger(point)
+        return act(self, *args, **options)
+
+    setattr(owner, name, announced)
 
 
 def _wrap_init(loop: Any, trigger: Trigger) -> None:
@@ -140,6 +163,7 @@ def main() -> None:
     parser.add_argument("command", choices=POINTS)
     parser.add_argument("--crash-at", default="")
     parser.add_argument("--fail-at", default="")
+    parser.add_argument("--freeze-at", default="")
     parser.add_argument("--mutant", choices=MUTANTS)
     parser.add_argument("--name", default="")
     options = parser.parse_args()
@@ -149,7 +173,8 @@ def main() -> None:
     django.setup()
     if options.mutant:
         MUTANTS[options.mutant]()
-    arm(Trigger(options.crash_at or options.fail_at, die if options.crash_at else fail))
+    act = die if options.crash_at else freeze if options.freeze_at else fail
+    arm(Trigger(options.crash_at or options.freeze_at or options.fail_at, act))
     from django.core.management import execute_from_command_line
 
     execute_from_command_line([sys.argv[0], options.command, *(["--name", options.name] if options.name else [])])

@@ -18,6 +18,7 @@ from tests.e2e.events import TS, reference
 from tests.e2e.world import World
 from tests.faults.account import (
     Account,
+    compare_balance,
     compare_bars,
     compare_books,
     compare_published_bars,
@@ -145,6 +146,7 @@ class Trial:
         # A FatalError ends a process by design; whoever watches over it starts it again, as here.
         account.ended = sum(code not in (0, -9) for runner in self.runners for code in runner.exits)
         compare_stored(account, self.stream.sent, self.world.instruments)
+        compare_balance(account, self.stream.sent)
         compare_books(account)
         compare_published_ticks(account, self.client, self.topic(self.integrated, "ticks"))
         compare_published_bars(account, self.client, self.topic(self.integrated, "bars"))
