@@ -133,7 +133,7 @@ class Storage:
         reached("before_copy")
         at = facts.position_id - 1
         batch = BatchRow(
-            facts.batch_id, at, facts.number, facts.clock, facts.ts_received, pack_payload(outcome.ticks), storage._extras(outcome)
+            facts.batch_id, at, facts.number, facts.clock, facts.ts_received, pack_payload(outcome.ticks), storage.pack_extras(outcome)
         )  # fmt: skip
         after = PositionRow(
             facts.number, facts.clock, facts.last_message_id, snapshot, facts.number - 1 if snapshot else 0
