@@ -8,7 +8,7 @@ payload tells it, and is only asked where trades share a time.
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
@@ -18,7 +18,8 @@ from django.db import connection
 from integration.bars import Bar
 from integration.corrections import APPLIED, Amendment, Identity, Minute, StoredTrade, TradeKey
 from integration.market.sessions import DAY, MINUTE
-from integration.models import Slice
+from integration.market.ticks import FLAG_CANCEL, FLAG_CORRECTION
+from integration.models import LakeDay, Slice
 from integration.rows import unpack_payload
 from integration.storage import binary_cursor
 
@@ -133,6 +134,7 @@ class StoredRecords:
 
 
 _TS: Final = TRADE_COLUMNS.index("ts_event")
+_FLAGS: Final = TRADE_COLUMNS.index("flags")
 _AMENDMENT_SQL: Final = ", ".join(
     (*Amendment.__struct_fields__[:-1], "source_id", "trade_channel", "trade_session", "trade_sequence")
 )
@@ -203,6 +205,18 @@ def _places(rows: Sequence[TradeRow]) -> dict[tuple[int, Identity], int]:
                 )
                 places |= {(batch, identity): at for at, identity in enumerate(names)}
     return places
+
+
+def lake_trades(instrument_id: int, start: int, end: int) -> Iterator[TradeRow]:
+    """Give the trades (action new) of an instrument in [start, end) of days that moved to the lake, whether in it or late in slices."""
+    days = [_EPOCH_DAY + timedelta(days=day) for day in range(start // DAY, (end - 1) // DAY + 1)]
+    if not LakeDay.objects.filter(table="trade", day__in=days).exists():
+        return
+    from integration import history  # heavy, and only corrections of old days need it
+
+    for batch in history.stream_ticks("trade", instrument_id, start, end, TRADE_COLUMNS):
+        columns = [batch.column(name).to_pylist() for name in TRADE_COLUMNS]
+        yield from (row for row in zip(*columns, strict=True) if row[_FLAGS] & (FLAG_CORRECTION | FLAG_CANCEL) == 0)
 
 
 # -- bars -------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from integration.lease import HeldLease
 from integration.market.errors import FencedError, RetriableError
 from integration.market.reference import Reference
 from integration.models import SequencerState
-from integration.records import StoredRecords
+from integration.records import StoredRecords, lake_trades
 from integration.sequencer import ECHO_TOPIC, Outgoing, Sequenced, Sequencer
 from integration.storage import Checkpoint, reach_nothing
 from integration.timeline import current_timeline
@@ -77,7 +77,7 @@ class SequencerLoop:
     should_stop: Callable[[], bool]
     sleep: Callable[[float], Any] = time.sleep
     reached: Checkpoint = reach_nothing
-    records: Records = field(default_factory=StoredRecords)
+    records: Records = field(default_factory=lambda: StoredRecords(lake_trades))
     active: Active | None = None
     failures: int = 0
 

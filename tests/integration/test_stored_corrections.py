@@ -1,13 +1,16 @@
 """Corrections on a real database: found, applied once whatever dies, days old too; bars as first published, as of a time, final."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from django.db import OperationalError, connection
 
-from integration import jobs, outbox
+from integration import archive, jobs, outbox
 from integration.bars import Bar, BarKey
 from integration.corrections import TradeKey
 from integration.market.events import decode_bar
@@ -250,6 +253,22 @@ def test_what_left_the_tables_is_asked_for_elsewhere(world: World) -> None:
     minute = bar(world)
     assert minute is not None
     assert (minute.trade_count, minute.high) == (2, 15 * NS)
+
+
+def test_trades_of_a_day_in_the_lake_are_corrected_too(world: World, settings: Any, tmp_path: Path) -> None:
+    settings.MDI = replace(settings.MDI, lake_url=str(tmp_path / "lake"), var_dir=tmp_path)
+    two_days(world)
+    settle(loop(Broker()))
+    assert archive.archive_day("trade", date(2026, 1, 5)) is not None
+    assert not Trade.objects.filter(ts_event__lt=TS + HOUR).exists()
+    later = TS + DAY + 5 * MINUTE
+    events = sent(8, 2, later, action="cancel"), sent(9, 3, later, "13", action="correct")
+    consume(world, *events, published=later)
+    settle(loop(Broker()))
+    assert set(Amendment.objects.values_list("state", flat=True)) == {"applied"}
+    minute = bar(world)
+    assert minute is not None
+    assert (minute.open, minute.high, minute.close, minute.trade_count) == (10 * NS, 13 * NS, 13 * NS, 2)
 
 
 def test_a_finished_slice_has_an_index_for_the_search(world: World) -> None:
