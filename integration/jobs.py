@@ -16,7 +16,7 @@ from django.db import Error as DatabaseError
 from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
-from integration import alerts, archive, services
+from integration import alerts, archive, reconciliation, services
 from integration.display import counted
 from integration.market.errors import FatalError, SkippableError
 from integration.metrics import record_job
@@ -49,11 +49,6 @@ def handles(kind: str) -> Callable[[Handler], Handler]:
         return handler
 
     return register
-
-
-def enqueue(*, kind: str, key: str) -> None:
-    """Write a job row unless the same work waits already; call it in the transaction that makes the work necessary."""
-    Job.objects.bulk_create([Job(kind=kind, key=key)], ignore_conflicts=True)
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
@@ -181,14 +176,14 @@ def _free(job_id: int) -> None:
 def plan_jobs() -> None:
     """Write the rows of work that only time makes necessary: slices ahead, finished slices, retention."""
     now = timezone.now()
-    enqueue(kind="make_slices", key="ahead")
-    enqueue(kind="reconcile", key="new batches")
+    Job.enqueue(kind="make_slices", key="ahead")
+    Job.enqueue(kind="reconcile", key="new batches")
     for table, start in _finished_slices(time.time_ns() - SLICE_SETTLED_S * NS):
-        enqueue(kind="index_slice", key=f"{table}:{start}")
+        Job.enqueue(kind="index_slice", key=f"{table}:{start}")
     day = f"{now:%Y-%m-%d}"
     for kind in ("plan_archive", "retention"):
         if not Job.objects.filter(kind=kind, key=day).exists():
-            enqueue(kind=kind, key=day)
+            Job.enqueue(kind=kind, key=day)
 
 
 def _finished_slices(before_ns: int) -> list[tuple[str, int]]:
@@ -268,8 +263,6 @@ def _unlimited_statements() -> Iterator[None]:
 @handles("reconcile")
 def reconcile(_key: str) -> None:
     """Hold the batches since the last time against the tables; a difference opens an alert and stays until a person has looked."""
-    from integration import reconciliation  # it reads what `storage` wrote, which writes job rows
-
     balance = reconciliation.reconcile(now_ns=time.time_ns())
     if not balance.is_even:
         log.error("does not add up", differences=balance.differences, more=balance.more)
@@ -295,7 +288,7 @@ def retention(_key: str) -> None:
 def plan_archive(_key: str) -> None:
     """Ask for the move of every closed day that has ticks in PostgreSQL."""
     for table, day in archive.closed_days(time.time_ns()):
-        enqueue(kind="archive_day", key=f"{table}:{day}")
+        Job.enqueue(kind="archive_day", key=f"{table}:{day}")
 
 
 @handles("archive_day")
