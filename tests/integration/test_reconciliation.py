@@ -199,3 +199,23 @@ def test_batches_of_before_have_only_their_tables(world: World) -> None:
 
 def test_an_empty_tally_has_no_rows() -> None:
     assert Tally().rows() == []
+
+
+def test_a_day_that_moved_to_the_lake_is_no_difference(world: World) -> None:
+    from datetime import UTC, date, datetime
+
+    from integration.models import LakeDay
+
+    consume(world, trade(1))
+    Trade.objects.all()._raw_delete("default")
+    assert not balance(again=True).is_even
+    LakeDay.objects.create(
+        table="trade",
+        day=date(2026, 1, 5),
+        generation=1,
+        delta_version=0,
+        row_count=1,
+        checksum=0,
+        archived_at=datetime.now(UTC),
+    )
+    assert balance(again=True).is_even
