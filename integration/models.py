@@ -590,6 +590,11 @@ class Job(models.Model):
         ]
         indexes = [models.Index(fields=["run_after"], condition=Q(state__in=["pending", "running"]), name="job_due")]
 
+    @staticmethod
+    def enqueue(*, kind: str, key: str) -> None:
+        """Write a job row unless the same work waits already; call it in the transaction that makes the work necessary."""
+        Job.objects.bulk_create([Job(kind=kind, key=key)], ignore_conflicts=True)
+
     def __str__(self) -> str:
         return f"{self.kind} {self.key}"
 

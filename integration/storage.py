@@ -14,7 +14,6 @@ import psycopg
 from django.db import connection, transaction
 from django.utils import timezone
 
-from integration import jobs
 from integration.history import archived_ticks
 from integration.lease import HeldLease
 from integration.market.errors import FencedError, RetriableError
@@ -22,7 +21,7 @@ from integration.market.identity import Identities, KnownIdentities
 from integration.market.reference import Reference
 from integration.market.tally import TallyRow
 from integration.market.ticks import FLAG_TIME_UNVERIFIED, QUOTE, TRADE, DeliveredBar, StatusChange, Ticks
-from integration.models import Position, QuarantinedEvent, Subscription
+from integration.models import Job, Position, QuarantinedEvent, Subscription
 from integration.pipeline import Outcome, PartitionState, Refused, SideEvent, Slots, Stored, StoredBytes, StoredTick
 from integration.rows import LAYOUTS, copy_pieces, copy_statement, pack_payload, unpack_payload
 
@@ -308,7 +307,7 @@ def _insert_refused(outcome: Outcome, facts: BatchFacts, batch_id: int) -> None:
     items: list[tuple[Refused, str]] = [(item, parked) for item in outcome.parked]
     items += [(item, refused) for item in outcome.refused]
     for code in sorted({item.rejection.code for item, _ in items}):
-        jobs.enqueue(kind="notify_quarantine", key=code)
+        Job.enqueue(kind="notify_quarantine", key=code)
     if facts.released:
         items = _settle_released(items, facts.released, batch_id)
     QuarantinedEvent.objects.bulk_create(

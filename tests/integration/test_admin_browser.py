@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Locator, expect
 
 from integration import jobs, services
 from integration.consumer import PartitionWorker
-from integration.models import Issuer, QuarantinedEvent, Quote, Subscription, Trade
+from integration.models import Issuer, Job, QuarantinedEvent, Quote, Subscription, Trade
 from integration.sources import MemorySource
 from tests.distribution.test_desk_browser import IN_CHROMIUM, Visit, chromium
 from tests.e2e.events import SECOND, messages, quote, trade
@@ -108,7 +108,7 @@ def story(transactional_db: None, live_server: Any, pulsar_namespace: PulsarName
     fill(worker, now)
     sequencer = loop(Broker(), grace_ns=SECOND)
     settle(sequencer)
-    jobs.enqueue(kind="of_another_version", key="k")  # nobody handles it, so it fails for good
+    Job.enqueue(kind="of_another_version", key="k")  # nobody handles it, so it fails for good
     jobs.run_due_jobs()
     services.open_alert(kind="canary_late", key="canary", severity="critical", message="the canary is 40 s old")
     Issuer.objects.create(name="Simulated plc", country="US")

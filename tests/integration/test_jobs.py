@@ -60,7 +60,7 @@ def test_many_workers_run_each_job_once(handler: Any) -> None:
 
     handler(work)
     for number in range(30):
-        jobs.enqueue(kind="test", key=str(number))
+        Job.enqueue(kind="test", key=str(number))
     for thread in [in_thread(jobs.run_due_jobs) for _ in range(4)]:
         thread.join()
     assert ran == Counter({str(number): 1 for number in range(30)})
@@ -69,11 +69,11 @@ def test_many_workers_run_each_job_once(handler: Any) -> None:
 
 def test_the_same_work_is_one_row_while_it_waits(handler: Any) -> None:
     handler(lambda _: None)
-    jobs.enqueue(kind="test", key="a")
-    jobs.enqueue(kind="test", key="a")
+    Job.enqueue(kind="test", key="a")
+    Job.enqueue(kind="test", key="a")
     assert Job.objects.count() == 1
     jobs.run_due_jobs()
-    jobs.enqueue(kind="test", key="a")
+    Job.enqueue(kind="test", key="a")
     assert Job.objects.count() == 2
 
 
@@ -87,7 +87,7 @@ def test_a_job_whose_worker_lives_is_left_alone_and_one_whose_worker_died_runs_a
         assert finish.wait(20)
 
     handler(work)
-    jobs.enqueue(kind="test", key="slow")
+    Job.enqueue(kind="test", key="slow")
     thread = in_thread(jobs.run_due_jobs)
     assert began.wait(20)
     assert jobs.requeue_orphans() == 0
@@ -113,7 +113,7 @@ def test_a_job_that_kills_its_worker_each_time_is_given_up() -> None:
 
 def test_no_lock_stays_behind(handler: Any) -> None:
     handler(lambda _: None)
-    jobs.enqueue(kind="test", key="a")
+    Job.enqueue(kind="test", key="a")
     jobs.run_due_jobs()
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()")
@@ -125,7 +125,7 @@ def test_a_failure_is_tried_again_later_and_given_up_in_the_end(handler: Any) ->
         raise RetriableError("a server is away")
 
     handler(work)
-    jobs.enqueue(kind="test", key="a")
+    Job.enqueue(kind="test", key="a")
     for attempt in range(1, jobs.MAX_ATTEMPTS):
         assert jobs.run_due_jobs() == 1
         job = Job.objects.get()
@@ -144,14 +144,14 @@ def test_what_can_never_work_is_not_tried_again(handler: Any, problem: Exception
         raise problem
 
     handler(work)
-    jobs.enqueue(kind="test", key="a")
+    Job.enqueue(kind="test", key="a")
     jobs.run_due_jobs()
     job = Job.objects.get()
     assert (job.state, job.attempts) == (Job.State.FAILED, 1)
 
 
 def test_a_kind_without_handler_fails_with_its_name() -> None:
-    jobs.enqueue(kind="nobody_knows", key="a")
+    Job.enqueue(kind="nobody_knows", key="a")
     jobs.run_due_jobs()
     job = Job.objects.get()
     assert job.state == Job.State.FAILED
@@ -164,7 +164,7 @@ def test_a_broken_connection_is_a_failed_attempt_and_no_more(handler: Any) -> No
             cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
     handler(work)
-    jobs.enqueue(kind="test", key="a")
+    Job.enqueue(kind="test", key="a")
     jobs.run_due_jobs()
     job = Job.objects.get()
     assert (job.state, job.attempts) == (Job.State.PENDING, 1)
@@ -172,11 +172,11 @@ def test_a_broken_connection_is_a_failed_attempt_and_no_more(handler: Any) -> No
 
 def test_a_retry_gives_way_to_a_newer_row_of_the_same_work(handler: Any) -> None:
     def work(key: str) -> None:
-        jobs.enqueue(kind="test", key=key)  # asked for again while it runs
+        Job.enqueue(kind="test", key=key)  # asked for again while it runs
         raise RetriableError("away")
 
     handler(work)
-    jobs.enqueue(kind="test", key="a")
+    Job.enqueue(kind="test", key="a")
     jobs.run_due_jobs(limit=1)
     first, second = Job.objects.order_by("id")
     assert (first.state, second.state) == (Job.State.DONE, Job.State.PENDING)
