@@ -521,8 +521,10 @@ class PartitionWorker:
 
 def _is_not_of_the_data(problem: Exception) -> bool:
     """Whether to back off and try the same again: no event is to blame. A value that PostgreSQL refuses is the event's."""
+    if _is_of_a_slice(problem):
+        return True
     if isinstance(problem, (DataError, IntegrityError)):
-        return _is_of_a_slice(problem)
+        return False
     return isinstance(problem, (RetriableError, FencedError, DatabaseError))
 
 

@@ -290,7 +290,8 @@ def _copy_ticks(
     for table, (kind, _) in LAYOUTS.items():
         mine = counted.kind == kind
         if mine.any():
-            with cursor.copy(copy_statement(table)) as copy:
+            # What COPY raises must be Django's too: the loop tells errors apart by those.
+            with connection.wrap_database_errors, cursor.copy(copy_statement(table)) as copy:
                 for at, piece in enumerate(
                     copy_pieces(table, counted if mine.all() else counted.take(mine), facts.batch_id)
                 ):

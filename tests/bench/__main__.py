@@ -15,7 +15,7 @@ from pathlib import Path
 from config.embedded import servers
 
 WAL_FILES = 48
-SUITES = ("ingest", "storing", "socket", "soak")
+SUITES = ("ingest", "storing", "socket", "soak", "read")
 
 
 def main(suite: str) -> int:
@@ -38,11 +38,12 @@ def main(suite: str) -> int:
             import django
 
             django.setup()
-            from tests.bench import ingest, soak
+            from tests.bench import ingest, read, soak
 
             age_log(folder)
 
-            figures = soak.run() if suite == "soak" else ingest.run(suite)
+            whole = {"soak": soak.run, "read": read.run}
+            figures = whole[suite]() if suite in whole else ingest.run(suite)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(figures))
