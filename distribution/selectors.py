@@ -154,24 +154,30 @@ def venue_states(now: int) -> list[VenueState]:
 
 # -- the board's stored state --------------------------------------------------------------------------------------------
 
+# A bar whose last trade was cancelled is kept with `last_ts` 0 (docs/events.md): it is no bar. Fifty in a row are looked over.
+
 _BARS_SQL: Final = """
 SELECT u.id, newest.session_date, newest.close, newest."end", newest.last_ts, day.volume, day.open, prior.close
 FROM unnest(%s::int[]) AS u(id)
 LEFT JOIN LATERAL (
-    SELECT session_date, close, start, "end", last_ts FROM integration_bar
-    WHERE instrument_id = u.id AND timeframe = '1m' AND source_id = 0 AND revision > 0 ORDER BY start DESC, revision DESC LIMIT 1
+    SELECT * FROM (
+        SELECT DISTINCT ON (start) session_date, close, start, "end", last_ts FROM integration_bar
+        WHERE instrument_id = u.id AND timeframe = '1m' AND source_id = 0 AND revision > 0 ORDER BY start DESC, revision DESC LIMIT 50
+    ) minutes WHERE last_ts > 0 ORDER BY start DESC LIMIT 1
 ) newest ON true
 LEFT JOIN LATERAL (
     SELECT sum(volume) AS volume, (array_agg(open ORDER BY start))[1] AS open FROM (
-        SELECT DISTINCT ON (start) start, volume, open, session_date FROM integration_bar
+        SELECT DISTINCT ON (start) start, volume, open, session_date, last_ts FROM integration_bar
         WHERE instrument_id = u.id AND timeframe = '1m' AND source_id = 0 AND revision > 0 AND start > newest.start - %s
         ORDER BY start, revision DESC
-    ) minutes WHERE minutes.session_date = newest.session_date
+    ) minutes WHERE minutes.session_date = newest.session_date AND last_ts > 0
 ) day ON true
 LEFT JOIN LATERAL (
-    SELECT close FROM integration_bar
-    WHERE instrument_id = u.id AND timeframe = '1d' AND source_id = 0 AND revision > 0 AND session_date < newest.session_date
-    ORDER BY start DESC, revision DESC LIMIT 1
+    SELECT close FROM (
+        SELECT DISTINCT ON (start) close, start, last_ts FROM integration_bar
+        WHERE instrument_id = u.id AND timeframe = '1d' AND source_id = 0 AND revision > 0 AND session_date < newest.session_date
+        ORDER BY start DESC, revision DESC LIMIT 50
+    ) days WHERE last_ts > 0 ORDER BY start DESC LIMIT 1
 ) prior ON true
 """
 
@@ -280,9 +286,11 @@ def _nanos(number: Decimal | None) -> int:
 # -- bars for the chart --------------------------------------------------------------------------------------------------
 
 _HISTORY_SQL: Final = """
-SELECT DISTINCT ON (start) start, open, high, low, close, volume, trade_count, revision, is_partial FROM integration_bar
-WHERE instrument_id = %s AND timeframe = %s AND source_id = 0 AND revision > 0 AND start >= %s
-ORDER BY start DESC, revision DESC LIMIT %s
+SELECT start, open, high, low, close, volume, trade_count, revision, is_partial FROM (
+    SELECT DISTINCT ON (start) * FROM integration_bar
+    WHERE instrument_id = %s AND timeframe = %s AND source_id = 0 AND revision > 0 AND start >= %s
+    ORDER BY start DESC, revision DESC LIMIT %s
+) newest WHERE last_ts > 0 ORDER BY start DESC
 """
 
 
@@ -327,8 +335,9 @@ def sparklines(instrument_ids: Iterable[int], now: int) -> dict[int, list[int]]:
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT u.id, bars.close FROM unnest(%s::int[]) AS u(id) CROSS JOIN LATERAL ("
-            " SELECT DISTINCT ON (start) start, close FROM integration_bar WHERE instrument_id = u.id AND timeframe = '1m'"
-            " AND source_id = 0 AND revision > 0 AND start >= %s ORDER BY start, revision DESC) bars ORDER BY u.id, bars.start",
+            " SELECT DISTINCT ON (start) start, close, last_ts FROM integration_bar WHERE instrument_id = u.id AND timeframe = '1m'"
+            " AND source_id = 0 AND revision > 0 AND start >= %s ORDER BY start, revision DESC) bars WHERE last_ts > 0"
+            " ORDER BY u.id, bars.start",
             [wanted, now - SPARK_MINUTES * MINUTE_NS],
         )
         for number, close in cursor.fetchall():

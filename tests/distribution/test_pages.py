@@ -159,6 +159,18 @@ def test_bars_are_ascending_unique_and_the_newest_revision(signed_in: Client, ma
     assert answer["open_start"] <= time.time_ns() < answer["open_end"] + MINUTE_NS
 
 
+def test_a_bar_that_was_withdrawn_is_no_bar(signed_in: Client, market: Market) -> None:
+    apple = market.ids["AAPL.SIMX"]
+    start = time.time_ns() // MINUTE_NS * MINUTE_NS
+    bar(apple, start - 2 * MINUTE_NS)
+    bar(apple, start - MINUTE_NS, close=Decimal(12))
+    facts = {"volume": Decimal(0), "turnover": Decimal(0), "trade_count": 0, "first_ts": 0, "last_ts": 0}
+    bar(apple, start - MINUTE_NS, revision=2, reason="cancel", close=Decimal(12), **facts)
+    answer = signed_in.get("/api/desk/bars", {"instrument": str(apple), "timeframe": "1m"}).json()
+    assert [row[0] for row in answer["bars"]] == [start - 2 * MINUTE_NS]
+    assert selectors.sparklines([apple], time.time_ns()) == {apple: [11 * 10**9]}
+
+
 def test_a_longer_bar_comes_with_the_minutes_of_the_one_in_the_making(signed_in: Client, market: Market) -> None:
     apple = market.ids["AAPL.SIMX"]
     day = time.time_ns() // (1440 * MINUTE_NS) * 1440 * MINUTE_NS

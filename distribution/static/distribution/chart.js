@@ -116,9 +116,15 @@ export class Chart {
   }
 
   /** Take a row of a `bars` channel: a bar that closed or was revised. */
-  closed(timeframe, [id, , start, open, high, low, close, volume]) {
+  closed(timeframe, [id, , start, open, high, low, close, volume, trades]) {
     if (id !== this.instrument?.id || !this.bars) return;
     const bar = toBar([start, open, high, low, close, volume]);
+    // Its last trade was cancelled: there is no such bar any more.
+    if (trades === 0) {
+      if (timeframe === this.timeframe && this.bars.delete(bar.time)) this.#drawAll();
+      if (timeframe === "1m" && this.minutes.delete(bar.time)) this.#live(bar.time);
+      return;
+    }
     if (timeframe === this.timeframe) {
       this.bars.set(bar.time, bar);
       this.#draw(bar);

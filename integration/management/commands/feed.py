@@ -56,7 +56,9 @@ class Command(BaseCommand):
             raise CommandError(str(problem)) from problem
         feeder = Feeder(
             Stream(chosen, history, ceiling=time.time_ns if options["max_rate"] else None),
-            Link(settings.PULSAR_URL, settings.PULSAR_FEED_TOKEN, settings.NORMALIZED_TOPICS, settings.MDI.pulsar_ca_file),
+            Link(
+                settings.PULSAR_URL, settings.PULSAR_FEED_TOKEN, settings.NORMALIZED_TOPICS, settings.MDI.pulsar_ca_file
+            ),
             session=session,
             is_paced=not options["max_rate"],
             count=options["count"],
