@@ -32,6 +32,7 @@ def compile_kernels() -> None:
         {"SIMX": SessionTable.of_always_open()},
     )
     sequencer = Sequencer(epoch=1, load=lambda _: [], reference=lambda: reference, grace_ns=0)
+    sequencer.restore(sequencer.snapshot())  # as after every start
     # The second batch, a day later, lets the bars of the first one out.
     for number in (1, 2):
         ticks = _one_trade(_TS + number * DAY)

@@ -2,12 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
-from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import connection
 
@@ -26,16 +26,14 @@ __all__ = ["service"]
 
 
 @pytest.fixture
-def lake() -> Iterator[Path]:
-    folder = settings.MDI.var_dir / "lake"
+def lake(tmp_path: Path, settings: Any) -> Path:
+    """A lake of this test's own: that of the data folder is shared with tests that run at the same time."""
+    folder = tmp_path / "lake"
+    settings.MDI = replace(settings.MDI, lake_url=str(folder))
     (folder / "trade" / "_delta_log").mkdir(parents=True)
     (folder / "trade" / "_delta_log" / "0.json").write_text("{}")
     (folder / "trade" / "part-0.parquet").write_bytes(b"columns")
-    yield folder
-    import shutil
-
-    for path in settings.MDI.var_dir.glob("lake*"):
-        shutil.rmtree(path)
+    return folder
 
 
 def everything() -> dict[str, list[tuple[object, ...]]]:
@@ -83,7 +81,7 @@ def test_all_comes_back_as_it_was(world: World, lake: Path, tmp_path: Path) -> N
     call_command("restore", str(folder), replace=True, stdout=StringIO())
     assert everything() == before
     assert sorted(path.name for path in lake.rglob("*.*")) == ["0.json", "part-0.parquet"]
-    assert [path.name for path in settings.MDI.var_dir.glob("lake.before-*/trade/part-1.parquet")] == ["part-1.parquet"]
+    assert [path.name for path in lake.parent.glob("lake.before-*/trade/part-1.parquet")] == ["part-1.parquet"]
     assert Position.objects.get().timeline.startswith("backup ")
     assert not Lease.objects.exclude(holder="").exists()
     assert not Slice.objects.exclude(indexed_at=None).exists()

@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -16,6 +17,14 @@ from integration.models import Alert, Gap, Job, Lease, QuarantinedEvent, Subscri
 from tests.integration import desk
 
 pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was noticed is kept in the cache, which tests that run at the same time share."""
+    monkeypatch.setattr(services, "_NOTICED_KEY", f"noticed-{uuid4().hex}")
+
+
 State = QuarantinedEvent.State
 
 
