@@ -155,7 +155,6 @@ def venue_states(now: int) -> list[VenueState]:
 # -- the board's stored state --------------------------------------------------------------------------------------------
 
 # A bar whose last trade was cancelled is kept with `last_ts` 0 (docs/events.md): it is no bar. Fifty in a row are looked over.
-
 _BARS_SQL: Final = """
 SELECT u.id, newest.session_date, newest.close, newest."end", newest.last_ts, day.volume, day.open, prior.close
 FROM unnest(%s::int[]) AS u(id)

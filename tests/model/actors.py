@@ -136,8 +136,6 @@ class ConsumerActor:
             if self.mutant in MUTATIONS:
                 MUTATIONS[self.mutant](worker, stack, made)
             what, request = _run(worker.step, answers)
-        if what == "ask" and request[0] == "finish" and self.mutant == "unfenced":
-            request = ("finish_unfenced", *request[1:])
         return (what, self._key(worker, made)) if what == "done" else (what, request)
 
     def _worker(self, key: ConsumerKey, made: dict[int, Raw]) -> PartitionWorker:

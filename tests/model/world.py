@@ -300,21 +300,6 @@ def contents(payload: bytes) -> tuple[tuple[tuple[int, int, int, int], tuple[int
     )
 
 
-def finish_unfenced(
-    world: World, who: int, at: int, epoch: int, batch: BatchRow, after: PositionRow
-) -> Iterator[Answer]:
-    """What a database without the check would answer: for a negative control."""
-    row = world.positions[at]
-    yield from finish(
-        world,
-        who,
-        at,
-        world.leases[at].epoch,
-        batch._replace(number=row.number + 1),
-        after._replace(number=row.number + 1),
-    )
-
-
 def finish(world: World, who: int, at: int, epoch: int, batch: BatchRow, after: PositionRow) -> Iterator[Answer]:
     if world.dead[who]:
         yield LOST, world, ""
@@ -475,7 +460,7 @@ def send(world: World, who: int, topic: str, number: int, payload: bytes) -> Ite
 
 ANSWERS: Final[dict[str, Callable[..., Iterator[Answer]]]] = {
     "subscribe": subscribe, "receive": receive, "acknowledge": acknowledge, "unsubscribe": unsubscribe, "close": close, "acquire": acquire,
-    "position": position, "load": load, "stored": stored, "finish": finish, "finish_unfenced": finish_unfenced, "commit": commit, "acquire_if_stale": acquire_if_stale,
+    "position": position, "load": load, "stored": stored, "finish": finish, "commit": commit, "acquire_if_stale": acquire_if_stale,
     "renew": renew, "counter": counter, "numbered": numbered, "unnumbered": unnumbered, "stored_bars": stored_bars, "write": write,
     "commit_round": commit_round, "unsent": unsent, "mark": mark, "producer": producer, "send": send,
 }  # fmt: skip
