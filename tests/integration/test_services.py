@@ -20,9 +20,9 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture(autouse=True)
-def noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was noticed is kept in the cache, which tests that run at the same time share."""
-    monkeypatch.setattr(services, "_NOTICED_KEY", f"noticed-{uuid4().hex}")
+def own_cache(settings: Any) -> None:
+    """What was noticed, and which clock was set, is kept in the cache, which tests that run at the same time share."""
+    settings.CACHES = {"default": settings.CACHES["default"] | {"KEY_PREFIX": uuid4().hex}}
 
 
 State = QuarantinedEvent.State
